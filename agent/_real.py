@@ -1,0 +1,59 @@
+"""The originals, saved before anything of ours is patched.
+
+Our own code must never run through its own hooks: a monitor that takes a tracked lock would watch itself, find its own
+waits, and could deadlock against the program.  So everything the agent needs that it also replaces (locks, threads,
+``open``) or that a test may fake (clocks) is taken from here and from nowhere else.  This module is a leaf: it imports
+nothing of ours, and it must be imported before the first patch, which ``concagent/__init__`` guarantees.
+
+Invariants R1 every name here is bound once, at import, and never rebound.
+           R2 nothing here is patched by ``hooks``: the names live in this module's globals only.
+Limits     if another tool (gevent, eventlet) replaced a primitive before us, its replacement is what we save;
+           ``bootstrap`` refuses to install then.
+"""
+
+from __future__ import annotations
+
+import _thread
+import builtins
+import importlib._bootstrap as _importlib_bootstrap
+import io
+import os
+import signal
+import sys
+import threading
+import time
+import types
+import weakref
+from typing import Any, Final
+
+allocate_lock: Final = _thread.allocate_lock
+LockType: Final[type] = type(_thread.allocate_lock())
+RLockType: Final[Any] = _thread.RLock
+start_new_thread: Final = _thread.start_new_thread
+get_ident: Final = _thread.get_ident
+get_native_id: Final = getattr(_thread, "get_native_id", lambda: 0)
+ThreadLocal: Final = _thread._local
+
+Thread: Final = threading.Thread
+Condition: Final = threading.Condition
+Semaphore: Final = threading.Semaphore
+Event: Final = threading.Event
+Barrier: Final = threading.Barrier
+
+open_file: Final = builtins.open
+fork: Final = getattr(os, "fork", None)
+sleep: Final = time.sleep
+monotonic_ns: Final = time.monotonic_ns
+wall_seconds: Final = time.time
+signal_signal: Final = signal.signal
+get_signal: Final = signal.getsignal
+current_frames: Final = sys._current_frames
+getframe: Final = sys._getframe
+weak_reference: Final = weakref.ref
+TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
+
+# The import system looks names up in the ``_thread`` module at run time.  It gets this private copy, so that module
+# locks are made of the originals whatever ``_thread.allocate_lock`` becomes: an import inside a hook must not re-enter it.
+thread_module_copy: Final = types.ModuleType("_thread")
+thread_module_copy.__dict__.update(_thread.__dict__)
+importlib_bootstrap: Final[Any] = _importlib_bootstrap
