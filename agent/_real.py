@@ -57,3 +57,17 @@ TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
 thread_module_copy: Final = types.ModuleType("_thread")
 thread_module_copy.__dict__.update(_thread.__dict__)
 importlib_bootstrap: Final[Any] = _importlib_bootstrap
+
+
+def find_thread(ident: int) -> threading.Thread | None:
+    """Return the ``Thread`` object of a live OS thread id, or None for a thread that ``threading`` did not start.
+
+    A thread sits in ``_limbo`` from ``start`` until it has registered itself, and it sets its ident in between.  Nothing is
+    created: ``current_thread()`` would leave a dummy behind in the program's list of threads.
+    """
+    thread = threading._active.get(ident)  # type: ignore[attr-defined]
+    if thread is None:
+        for candidate in list(threading._limbo):  # type: ignore[attr-defined]
+            if candidate.ident == ident:
+                thread = candidate
+    return thread if isinstance(thread, Thread) else None

@@ -141,8 +141,9 @@ class RequestEdge:
 class AssignmentEdge:
     """A resource is held by an actor.
 
-    ``depth`` counts re-entries or permits.  ``owned`` is True where only the holder can release: always for an RLock and a
-    thread, for a plain Lock only where the holding code shows it (``with``, ``try``/``finally``).
+    ``depth`` counts re-entries or permits.  ``discipline`` says what is known of who will release: ``owned``, only the holder
+    (always for an RLock and a thread; for a plain Lock where the code shows it: ``with``, ``try``/``finally``); ``later``, the
+    holding function releases the same expression further down; ``bare``, nothing is known.
     """
 
     resource: int
@@ -150,7 +151,7 @@ class AssignmentEdge:
     since_ns: int | None
     depth: int
     site: CallSite | None
-    owned: bool = True
+    discipline: str = "owned"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""Chooses the twin of the core: says which one runs, and why.
+
+Everybody else imports the core's names from here.  ``CONCAGENT_CORE=c|python`` forces a twin; a forced twin that is absent
+is an error and never a silent fallback, or a test run could pass without having tested what it says.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from concagent import _pycore
+from concagent.errors import ConfigError
+
+CHOICES: Final = ("auto", "c", "python")
+
+
+def _load_c() -> tuple[Any, str]:
+    """Return the C twin and "", or None and the reason why it is absent."""
+    return None, "this version ships the Python core only"
+
+
+def choose(wanted: str) -> tuple[Any, str]:
+    """Return (twin, reason) for ``auto``, ``c`` or ``python``.
+
+    Raises:
+        ConfigError: The wanted twin is unknown or absent.
+    """
+    if wanted not in CHOICES:
+        message = f"option core is {wanted!r}; allowed are {', '.join(CHOICES)}"
+        raise ConfigError(message, option="core", value=repr(wanted), allowed=", ".join(CHOICES))
+    if wanted == "python":
+        return _pycore, "asked for by option core"
+    twin, absent = _load_c()
+    if twin is not None:
+        return twin, "asked for by option core" if wanted == "c" else "the C core is built"
+    if wanted == "c":
+        message = f"option core is 'c', but {absent}; install with a compiler, or use core='python'"
+        raise ConfigError(message, option="core", value="'c'", allowed="python")
+    return _pycore, absent
+
+
+implementation, reason = choose(os.environ.get("CONCAGENT_CORE") or "auto")
+NAME: Final[str] = implementation.NAME
+
+Lock = implementation.Lock
+RLock = implementation.RLock
+allocate_lock = implementation.allocate_lock
+INSTANTIABLE = implementation.INSTANTIABLE
+WAIT_BUCKETS_NS = implementation.WAIT_BUCKETS_NS
+Listener = implementation.Listener
+
+current_record = implementation.current_record
+record_of_ident = implementation.record_of_ident
+records = implementation.records
+forget_record = implementation.forget_record
+mark_agent_thread = implementation.mark_agent_thread
+next_serial = implementation.next_serial
+begin_wait = implementation.begin_wait
+end_wait = implementation.end_wait
+check_wait = implementation.check_wait
+find_ring = implementation.find_ring
+wake_victim = implementation.wake_victim
+start = implementation.start
+stop = implementation.stop
+is_recording = implementation.is_recording
+add_transparent_file = implementation.add_transparent_file
+is_transparent = implementation.is_transparent
+cell_of = implementation.cell_of
+name_lock = implementation.name_lock
+classes = implementation.classes
+acquisitions = implementation.acquisitions
+wait_statistics = implementation.wait_statistics
+drain_order = implementation.drain_order
+order_dropped = implementation.order_dropped
+after_fork_in_child = implementation.after_fork_in_child
+reset_for_tests = implementation.reset_for_tests

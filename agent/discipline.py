@@ -1,0 +1,99 @@
+"""Tells from bytecode whether whoever took a plain Lock is going to release it himself.
+
+Python lets any thread release a Lock, and programs use that: a Lock taken at the start and released by another thread is
+a poor man's event.  Such a wait looks exactly like a self-deadlock until the release comes.  The code that took the lock
+tells them apart: ``acquire()`` followed by a ``try`` whose handler releases the same expression is a mutex, and nobody
+writes that around a signal.  A release of the same expression further down in the same function says nearly as much,
+except in the idiom ``acquire(); start(thread); acquire(); release()``, where the waiter *is* the holder.
+
+Only asked about the few holds of a ring, after it was found; the answer for a site never changes and is cached.
+
+Limits     expressions other than dotted names (``locks[i].acquire()``) and stored bound methods count as ``bare``.
+Cost       one disassembly of the function per site.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+_BASES = ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK")
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_ACQUIRES = ("acquire", "acquire_lock")
+_RELEASES = ("release", "release_lock")
+_TRY_DISTANCE = 6  # instructions between the call and the first one that the ``try`` protects
+
+
+@functools.lru_cache(maxsize=1024)
+def discipline(code: CodeType | None, lasti: int) -> str:
+    """Return ``owned``, ``later`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
+    if code is None:
+        return "bare"
+    instructions = _instructions(code)
+    at = next((i for i, ins in enumerate(instructions) if ins.offset == lasti), None)
+    if at is None:
+        return "bare"
+    taken = _called(instructions, at)
+    if taken is None:
+        return "bare"
+    releases = [
+        ins.offset
+        for i, ins in enumerate(instructions)
+        if ins.opname in _ATTRIBUTES and ins.argval in _RELEASES and _expression(instructions, i - 1) == taken
+    ]
+    near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
+    for start, target in _handlers(code, instructions):
+        if start in near and any(offset >= target for offset in releases):
+            return "owned"
+    return "later" if any(offset > lasti for offset in releases) else "bare"
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    import dis
+
+    return [ins for ins in dis.get_instructions(code) if ins.opname not in ("CACHE", "EXTENDED_ARG")]
+
+
+def _called(instructions: list[Any], at: int) -> tuple[str, ...] | None:
+    """Return the dotted name whose ``acquire`` the call at index ``at`` calls: the nearest one before it."""
+    for i in range(at, max(-1, at - 12), -1):
+        ins = instructions[i]
+        if ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES:
+            return _expression(instructions, i - 1)
+    return None
+
+
+def _expression(instructions: list[Any], end: int) -> tuple[str, ...] | None:
+    """Return the dotted name that ends at index ``end``, None if it is no dotted name."""
+    names: list[str] = []
+    for i in range(end, -1, -1):
+        ins = instructions[i]
+        if ins.opname in _ATTRIBUTES:
+            names.append(str(ins.argval))
+        elif ins.opname in _BASES:
+            names.append(str(ins.argval))
+            return tuple(reversed(names))
+        elif ins.opname in ("LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW"):
+            names.append(str(ins.argval[1]))
+            return tuple(reversed(names))
+        else:
+            return None
+    return None
+
+
+def _handlers(code: CodeType, instructions: list[Any]) -> list[tuple[int, int]]:
+    """Return (offset of the first protected instruction, offset of the handler) of every ``try`` in the function."""
+    if sys.version_info >= (3, 11):
+        import dis
+
+        entries: list[Any] = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+        return [(entry.start, entry.target) for entry in entries]
+    found = []
+    for i, ins in enumerate(instructions):
+        if ins.opname == "SETUP_FINALLY" and i + 1 < len(instructions):
+            found.append((instructions[i].offset, int(ins.argval)))
+    return found
