@@ -20,7 +20,7 @@ from typing import Final
 from concagent._real import open_file
 from concagent.errors import ConcagentError
 
-_HEADING: Final = re.compile(r"^(##{1,2}) (.+)$")
+_HEADING: Final = re.compile(r"(#{1,3}) (.+)")
 _SLUG: Final = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
@@ -75,7 +75,7 @@ def _sections(text: str) -> dict[str, str]:
             headings.append((number, len(match[1]), match[2].strip()))
     sections: dict[str, str] = {}
     for index, (start, level, title) in enumerate(headings):
-        if _SLUG.fullmatch(title):
+        if level > 1 and _SLUG.fullmatch(title):
             later = (number for number, other, _ in headings[index + 1 :] if other <= level)
             sections[title] = "\n".join(lines[start : next(later, len(lines))]).strip() + "\n"
     return sections

@@ -1,0 +1,56 @@
+# Everything starts from nothing but Python 3 (3.10 or later) and make; each target sets up what it needs in .venv.
+#
+#     make demo          the agent on a real program that really deadlocks
+#     make test          all tests that need no other program
+#     make lint          ruff, mypy --strict
+#     make test-servers  the tests that need a real Prometheus and Alertmanager
+#     make matrix        unit, contract and acceptance tests on the other interpreters
+#     make coverage      branch coverage of the agent
+#
+# PYTHON=/path/to/python chooses the interpreter of .venv; PYTHONS="python3.10 python3.13" those of the matrix.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two processes: the acceptance tests spend their time waiting for child processes.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+QUICK := tests/unit tests/contract tests/acceptance
+# Only folders that are there: pytest takes a missing one for an error.
+ALL := $(wildcard tests/unit tests/contract tests/acceptance tests/integration)
+
+.PHONY: demo test lint types test-servers matrix coverage clean
+
+demo:
+	@.ci/venv $(VENV) -e . $(if $(wildcard examples/requirements.txt),-r examples/requirements.txt)
+	$(BIN)/python examples/demo.py
+
+# The script, not `python -m pytest`: that one would make a second copy of hooks/ importable.
+test:
+	@.ci/venv $(VENV) -e '.[test]'
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m 'not server' $(PYTEST_ARGS) $(ALL)
+
+test-servers:
+	@.ci/venv $(VENV) -e '.[test]'
+	$(BIN)/pytest -q -m server $(PYTEST_ARGS) $(wildcard tests/integration tests/acceptance)
+
+lint: types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy finds packages by folders, and ours are named differently: show it the house as it is imported.
+types:
+	@.ci/venv $(VENV) -e '.[test,lint]'
+	@rm -rf build/types && mkdir -p build/types/concagent
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard agent/*.py agent/*.pyi agent/py.typed agent/detectors hooks exporters)) build/types/concagent/
+	MYPYPATH=build/types $(BIN)/mypy --strict -p concagent
+
+matrix:
+	@PYTEST_ARGS='$(PYTEST_ARGS)' WORKERS=$(WORKERS) .ci/matrix $(wildcard $(QUICK))
+
+coverage:
+	@.ci/venv $(VENV) -e '.[test]'
+	rm -f build/.coverage*
+	COVERAGE_FILE=build/.coverage $(BIN)/pytest -q -n $(WORKERS) -m 'not server' --cov --cov-report=term-missing $(PYTEST_ARGS) $(ALL)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV) .venv-*
