@@ -1,7 +1,7 @@
 """What holds for every test: it leaves no thread and no patch behind, or it fails itself and not the next one.
 
-The check reads the originals anew for each test and does not import concagent: a run of the whole suite *under* an agent
-must pass too.  A left patch is undone, so that one careless test fails and not all that follow.
+The check reads the originals anew for each test and does not import concagent: a run of the whole suite *under* an
+agent must pass too.  A left patch is undone, so that one careless test fails and not all that follow.
 
 Hypothesis has two profiles: ``ci`` repeats itself exactly, ``nightly`` looks fifty times as far
 (``HYPOTHESIS_PROFILE=nightly``).

@@ -1,4 +1,4 @@
-"""The documents say what is so: each kind has its section, each option its line, and nothing names what is not there."""
+"""The documents say what is so: each kind has its section, each option its line, each link leads somewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from concagent import errors
 from concagent.errors import ConcagentError
 from concagent.explain import explain, slugs
@@ -100,6 +101,14 @@ def test_readme_lists_exactly_the_options_of_the_table() -> None:
     assert listed == expected
 
 
+def test_readme_names_only_metrics_that_exist() -> None:
+    from concagent.exporters.prometheus import METRICS
+
+    named = set(re.findall(r"`(concagent_\w+)`", read("README.md") + read("docs/findings.md")))
+
+    assert named - {metric.name for metric in METRICS} == set()
+
+
 def test_readme_names_the_two_commands() -> None:
     assert "make demo" in read("README.md")
     assert "make test" in read("README.md")
@@ -129,7 +138,23 @@ def test_documents_name_no_path_of_one_machine(document: Path) -> None:
 
 def test_the_glossary_has_the_words_of_the_field() -> None:
     text = read("GLOSSARY.md")
-    words = "resource actor holder waiter reduction residue victim orphan leak finding fingerprint sink patch gate board".split()
+    words = [
+        "resource",
+        "actor",
+        "holder",
+        "waiter",
+        "reduction",
+        "residue",
+        "victim",
+        "orphan",
+        "leak",
+        "finding",
+        "fingerprint",
+        "sink",
+        "patch",
+        "gate",
+        "board",
+    ]
 
     assert [word for word in words if f"**{word}**" not in text] == []
 
