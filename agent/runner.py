@@ -167,8 +167,8 @@ def _hint(flag: str) -> str:
     # Imported late: only an error needs it.
     from difflib import get_close_matches
 
-    near = get_close_matches(flag, _BY_FLAG, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else "see concagent run --help"
+    near = get_close_matches(flag, _BY_FLAG, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else "see concagent run --help"
 
 
 def help_text() -> str:
