@@ -239,7 +239,7 @@ class Endpoint:
         method = b""
         try:
             head = self._read_head(connection)
-            if not head:
+            if head is None:
                 return
             method, path, host = _parse(head)
             status, kind, body = self._respond(method, path, host)
@@ -266,8 +266,8 @@ class Endpoint:
             raise _RefusedError(500, f"concagent could not make this page: {type(error).__name__}") from error
         return 200, kind, body
 
-    def _read_head(self, connection: _socket.socket) -> bytes:
-        """Return the request up to the empty line, empty if the client said nothing and hung up."""
+    def _read_head(self, connection: _socket.socket) -> bytes | None:
+        """Return the request up to the empty line, None if the client said nothing and hung up."""
         deadline = _real.monotonic_ns() + int(self._timeout * 1e9)
         head = b""
         while True:
@@ -287,7 +287,7 @@ class Endpoint:
             if not chunk:
                 if head:
                     raise _RefusedError(400, "the request ended within its head")
-                return b""
+                return None
             head += chunk
 
     def _linger(self, connection: _socket.socket) -> None:
