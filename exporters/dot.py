@@ -32,9 +32,7 @@ def finding_dot(finding: Finding) -> str:
     return _dot(scene, [ring], behind, finding.title, drawn=None)
 
 
-def snapshot_dot(
-    snapshot: Snapshot, *, only_blocked: bool = False, rings: Iterable[Sequence[int]] = ()
-) -> str:
+def snapshot_dot(snapshot: Snapshot, *, only_blocked: bool = False, rings: Iterable[Sequence[int]] = ()) -> str:
     """Return the graph of a snapshot.
 
     Args:
@@ -69,12 +67,16 @@ def _dot(
         '  labelloc="t"; rankdir="LR"; fontname="Helvetica"; bgcolor="white";',
         '  node [fontname="Helvetica" fontsize=11]; edge [fontname="Helvetica" fontsize=9];',
     ]
-    for actor in scene.actor_name:
-        if drawn is None or actor in drawn:
-            lines.append(_actor_node(scene, actor, red=actor in red_actors, dashed=actor in behind))
-    for resource in scene.resource_name:
-        if drawn is None or resource in scene.waiters:
-            lines.append(_resource_node(scene, resource, red=resource in red_resources))
+    lines.extend(
+        _actor_node(scene, actor, red=actor in red_actors, dashed=actor in behind)
+        for actor in scene.actor_name
+        if drawn is None or actor in drawn
+    )
+    lines.extend(
+        _resource_node(scene, resource, red=resource in red_resources)
+        for resource in scene.resource_name
+        if drawn is None or resource in scene.waiters
+    )
     for actor, resource in scene.waits.items():
         waited = scene.waited(actor)
         found = scene.actors.get(actor)

@@ -26,9 +26,7 @@ from concagent.model import Finding
 # Names of streams that are symbolic links themselves; everywhere else a link could lead us into somebody's file.
 _STREAMS: Final = frozenset({"/dev/stdout", "/dev/stderr"})
 # A pipe without a reader must neither stop install nor, when full, the agent: both become an OSError.
-_FLAGS: Final = (
-    os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-)
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class FindingsFile:

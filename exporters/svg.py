@@ -160,8 +160,7 @@ class _Picture:
             f'<g transform="translate({shift_x:.1f} {shift_y:.1f})">',
         ]
         labels: list[str] = []
-        for edge in self.edges:
-            parts.append(self._edge(edge, labels))
+        parts.extend(self._edge(edge, labels) for edge in self.edges)
         parts.extend(self._box(node) for node in self.nodes.values())
         parts += [*labels, "</g>"]
         if self.caption:
@@ -276,8 +275,7 @@ class _Picture:
         for end in ends:
             inside = set(end)
             children = {
-                node: [c for c in leading.get(node, ()) if c not in inside]
-                for node in _tree_nodes(end, leading)
+                node: [c for c in leading.get(node, ()) if c not in inside] for node in _tree_nodes(end, leading)
             }
             if len(end) > 1:
                 parts.append(self._place_ring(end, children))

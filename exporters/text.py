@@ -20,7 +20,7 @@ import linecache
 import os
 import platform
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from concagent import _real
@@ -74,9 +74,7 @@ _MAKING_WORDS: Final = {
 _SEMAPHORES: Final = frozenset({"semaphore", "bounded-semaphore", "mp-semaphore"})
 _SIGNALS: Final = frozenset({"event", "condition", "mp-event", "mp-condition"})
 _QUEUES: Final = frozenset({"queue", "mp-queue"})
-_LOCKS: Final = frozenset(
-    {"lock", "rlock", "import-lock", "file-lock", "mp-lock", "mp-rlock", "resource"}
-)
+_LOCKS: Final = frozenset({"lock", "rlock", "import-lock", "file-lock", "mp-lock", "mp-rlock", "resource"})
 
 _RESET: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
@@ -109,18 +107,17 @@ def render_finding(
     """
     writer = _Writer(color, width, source_line or read_source_line)
     scene = scene_of_finding(finding)
+    behind = [a.id for a in finding.actors if a.role == "behind"]
+    beside = [a.id for a in finding.actors if a.role == "bystander"]
     core = [a.id for a in finding.actors if a.role not in ("behind", "bystander")]
-    behind = [a.id for a in finding.actors if a.role in ("behind", "bystander")]
     if not core:
-        core, behind = behind, []
+        core, behind, beside = behind + beside, [], []
 
     label = finding.kind.upper().replace("-", " ")
     if finding.detail:
         label += f" ({clean(finding.detail)})"
     confidence = _CONFIDENCE_WORDS.get(finding.confidence, clean(finding.confidence))
-    writer.headline(
-        f"{label}, {confidence}" if confidence else label, proven=finding.confidence == "proven"
-    )
+    writer.headline(f"{label}, {confidence}" if confidence else label, proven=finding.confidence == "proven")
     writer.prose(clean(finding.title))
 
     ring = scene.ring_from(core[0]) if core else ()
@@ -138,17 +135,18 @@ def render_finding(
     if core:
         writer.section("Who, and where in the source")
         victims = {a.id for a in finding.actors if a.role == "victim"}
-        for actor in [*ring, *rest]:
+        for actor in (a for a in (*ring, *rest) if a in scene.actors):
             _actor_block(writer, scene, actor, victim=actor in victims)
     if finding.resources:
-        writer.section(
-            "What leaked" if finding.kind == "leak" else "What it is about"
-        )
+        writer.section("What leaked" if finding.kind == "leak" else "What it is about")
         for resource in finding.resources:
             _resource_block(writer, scene, resource)
     if behind:
         writer.section(f"Stuck behind it: {len(behind)} more")
-        _behind(writer, scene, behind)
+        _behind(writer, scene, behind, finding.kind)
+    if beside:
+        writer.section(f"Also involved: {len(beside)} more")
+        _behind(writer, scene, beside, finding.kind)
     if finding.order:
         writer.section("The orders that were seen")
         for number, entry in enumerate(finding.order, 1):
@@ -177,15 +175,10 @@ def render_report(
     writer = _Writer(color, width, source_line or read_source_line)
     scene = scene_of_snapshot(report.snapshot)
     actor_ids = {actor.serial: actor.id for actor in report.snapshot.actors}
-    rings = [
-        tuple(actor_ids.get(s, f"{report.snapshot.pid}/t{s}") for s in ring)
-        for ring in report.rings
-    ]
+    rings = [tuple(actor_ids.get(s, f"{report.snapshot.pid}/t{s}") for s in ring) for ring in report.rings]
     _header(writer, report, scene)
     for number, ring in enumerate(rings, 1):
-        _ring_in_words(
-            writer, scene, ring, f"Deadlock {number} of {len(rings)}, in force right now"
-        )
+        _ring_in_words(writer, scene, ring, f"Deadlock {number} of {len(rings)}, in force right now")
     _open_findings(writer, report)
     _oldest_waits(writer, scene)
     _contended(writer, report.stats.classes)
@@ -296,32 +289,33 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _wants(scene: Scene, actor: str, *, described: bool = True) -> str:
+def _wants(scene: Scene, actor: str, finding_kind: str = "", *, described: bool = True) -> str:
     """Return what the actor waits for, in words: ``waits for lock "a" (created ...), held by b``."""
     resource = scene.waits[actor]
     kind = scene.kind(resource)
     what = _described(scene, resource) if described else scene.resource_name[resource]
-    names = [
-        "itself" if h == actor else scene.actor_name[h] for h in scene.holders.get(resource, ())
-    ]
+    names = ["itself" if h == actor else scene.actor_name[h] for h in scene.holders.get(resource, ())]
     who = enumerate_words(names)
     timed = " (with a time limit)" if _is_timed(scene, actor) else ""
     if kind in LIVING_KINDS:
         return f"waits{timed} for {what} to end"
     if not names:
         return f"waits{timed} for {what}" + (", whose holder is not known" if kind in _LOCKS else "")
-    relation = "held by"
-    if kind in _SEMAPHORES:
-        relation = "whose permits are held by"
+    if finding_kind == "orphaned-lock":
+        relation = f"which {who} left held"
+    elif kind in _SEMAPHORES:
+        relation = f"whose permits are held by {who}"
     elif kind in _SIGNALS:
-        return f"waits{timed} for {what}, which {who} would have to signal"
+        relation = f"which {who} would have to signal"
     elif kind in _QUEUES:
-        return f"waits{timed} for {what}, which {who} would have to serve"
+        relation = f"which {who} would have to serve"
     elif kind == "future":
-        return f"waits{timed} for {what}, which {who} would have to complete"
+        relation = f"which {who} would have to complete"
     elif kind == "barrier":
-        return f"waits{timed} for {what}, which {who} has not reached"
-    return f"waits{timed} for {what}, {relation} {who}"
+        relation = f"which {who} has not reached"
+    else:
+        relation = f"held by {who}"
+    return f"waits{timed} for {what}, {relation}"
 
 
 def _described(scene: Scene, resource: str) -> str:
@@ -351,9 +345,7 @@ def _identity(actor: FindingActor | None, *, own_id: bool = False) -> str:
     return f" ({', '.join(parts)})"
 
 
-def _ring_in_words(
-    writer: _Writer, scene: Scene, ring: tuple[str, ...], title: str = "The ring"
-) -> None:
+def _ring_in_words(writer: _Writer, scene: Scene, ring: tuple[str, ...], title: str = "The ring") -> None:
     writer.section(title)
     for position, actor in enumerate(ring):
         before = scene.waits.get(ring[position - 1])
@@ -367,9 +359,7 @@ def _ring_in_words(
             wants += ": the ring is closed"
         parts.append(wants)
         who = scene.actor_name.get(actor, actor)
-        writer.prose(
-            f"{who}{_identity(scene.actors.get(actor))} {' and '.join(parts)}.", hanging=True
-        )
+        writer.prose(f"{who}{_identity(scene.actors.get(actor))} {' and '.join(parts)}.", hanging=True)
     drawn = []
     for actor in ring:
         drawn.append(scene.actor_name.get(actor, actor))
@@ -392,10 +382,11 @@ def _sentence(scene: Scene, actor: str, kind: str) -> str:
         else:
             clauses.append(f"holds {held}")
     if actor in scene.waits:
-        clauses.append(_wants(scene, actor))
+        clauses.append(_wants(scene, actor, kind))
     if not clauses:
         site = scene.wait_sites.get(actor)
-        clauses.append(f"was at {short_site(site)}" if site else "was there")
+        did = "did this at" if kind == "misuse" else "was at"
+        clauses.append(f"{did} {short_site(site)}" if site else "was there")
     return f"{head} {' and '.join(clauses)}."
 
 
@@ -475,8 +466,8 @@ def _resource_block(writer: _Writer, scene: Scene, resource: FindingResource) ->
         writer.line(f"    {making} at a place that is not known")
 
 
-def _behind(writer: _Writer, scene: Scene, actors: Sequence[str]) -> None:
-    """Write those that wait for the ring without being part of it, equal ones folded."""
+def _behind(writer: _Writer, scene: Scene, actors: Sequence[str], kind: str) -> None:
+    """Write those that are not the cause, each in one sentence with its stack, equal ones folded."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for actor in actors:
         key = (scene.waits.get(actor), scene.actors[actor].stack, scene.holds.get(actor))
@@ -485,10 +476,10 @@ def _behind(writer: _Writer, scene: Scene, actors: Sequence[str]) -> None:
         first = members[0]
         writer.line()
         if len(members) == 1:
-            writer.prose(_sentence(scene, first, ""), hanging=True)
+            writer.prose(_sentence(scene, first, kind), hanging=True)
         else:
             names = enumerate_words((scene.actor_name[a] for a in members), _NAMES_SHOWN)
-            does = _wants(scene, first) if first in scene.waits else "is at the place below"
+            does = _wants(scene, first, kind) if first in scene.waits else "is at the place below"
             writer.prose(f"{len(members)} alike ({names}): each {does}.", hanging=True)
         times = [w for a in members if (w := scene.waited(a)) is not None]
         if times:
@@ -613,9 +604,7 @@ def _open_findings(writer: _Writer, report: Report) -> None:
 
 
 def _oldest_waits(writer: _Writer, scene: Scene) -> None:
-    aged = sorted(
-        ((scene.waited(actor) or 0.0, actor) for actor in scene.waits), key=lambda pair: -pair[0]
-    )
+    aged = sorted(((scene.waited(actor) or 0.0, actor) for actor in scene.waits), key=lambda pair: -pair[0])
     if not aged:
         return
     writer.section("Oldest waits")
@@ -639,9 +628,7 @@ def _oldest_waits(writer: _Writer, scene: Scene) -> None:
 
 
 def _contended(writer: _Writer, classes: Iterable[ClassStatistics]) -> None:
-    worst = sorted(
-        (c for c in classes if c.contentions), key=lambda c: (-c.wait_seconds, -c.contentions)
-    )
+    worst = sorted((c for c in classes if c.contentions), key=lambda c: (-c.wait_seconds, -c.contentions))
     if not worst:
         return
     writer.section("Most contended locks, by the time spent waiting for them")
@@ -699,9 +686,7 @@ def _threads(writer: _Writer, scene: Scene, in_ring: frozenset[str]) -> None:
     writer.section("Threads")
     if not groups:
         writer.line("  none")
-    for (state, stack), members in sorted(
-        groups.items(), key=lambda group: order.get(group[0][0], 4)
-    ):
+    for (state, stack), members in sorted(groups.items(), key=lambda group: order.get(group[0][0], 4)):
         writer.line()
         if len(members) > 1:
             alike = "with this stack" if stack else "whose stack is not known"
