@@ -69,7 +69,7 @@ def test_the_wheel_has_every_module_and_only_under_concagent(wheel: Path) -> Non
         f"{package.replace('.', '/')}/{path.name}"
         for package, folder in packages().items()
         for path in (ROOT / folder).iterdir()
-        if path.suffix in {".py", ".pyi", ".md", ".yml", ".html", ".css", ".js"} or path.name == "py.typed"
+        if path.suffix in {".py", ".pyi", ".md", ".html", ".css", ".js"} or path.name in {"py.typed", "rules.yml"}
     }
 
     assert contents(wheel) == expected
