@@ -23,9 +23,10 @@ after 256 others that nobody has read is most likely their consequence, and it i
 Assumes    list.append, deque.append and deque.popleft are atomic (GIL, or per-object locks without it).
 Invariants D1 a lane has at most one thread, and exactly one while its token is taken by it.
            D2 each target sees findings one at a time, in the order of ``put``.
-           D3 only the lane's thread takes from its queue.
+           D3 only who has the token takes from the queue.
            D4 a callback that raised is not called again; a sink is, since a server that is down will be up again.
-Limits     a target that hangs keeps its thread, and its queue fills up and drops.
+Limits     a target that hangs keeps its thread, and its queue fills up and drops.  Where no thread can be started, only
+           ``drain`` delivers, in the caller's thread, and cannot interrupt a target at the deadline.
 Cost       put: O(targets); starting a thread if the lane is idle, about 50 microseconds.
 """
 
@@ -128,12 +129,13 @@ class Delivery:
                 self._tell_drop(subscriber.name)
             else:
                 lane.queue.append(finding)
-                self._start(subscriber, lane)
+                self._start_if_idle(subscriber, lane)
 
     def drain(self, timeout_seconds: float) -> bool:
         """Wait until everything is delivered, at most so long; return whether it is.
 
-        Called by a target itself, it does not wait for that target, which would be for ever.
+        Called by a target itself, it does not wait for that target, which would be for ever.  Where no thread can be
+        started any more (some Pythons start none at exit), the caller's thread delivers.
         """
         deadline_ns = _real.monotonic_ns() + int(max(0.0, timeout_seconds) * 1e9)
         done = True
@@ -147,17 +149,22 @@ class Delivery:
         for subscriber in tuple(self._subscribers):
             subscriber.lane = _Lane()
 
-    def _start(self, subscriber: _Subscriber, lane: _Lane) -> bool:
-        """Give the lane a thread if it has none; return whether it has one now."""
-        if not lane.token.acquire(False):
-            return True
+    def _start_if_idle(self, subscriber: _Subscriber, lane: _Lane) -> None:
+        """Give the lane a thread if it has none."""
+        if lane.token.acquire(False):
+            error = self._start_thread(subscriber, lane)
+            if error is not None:
+                # The finding stays: the next put tries again, and drain does without a thread.
+                lane.token.release()
+                self._tell_error(subscriber.name, error)
+
+    def _start_thread(self, subscriber: _Subscriber, lane: _Lane) -> RuntimeError | None:
+        """Start the thread that takes over the token, which the caller has; return why it cannot be started."""
         try:
             _real.start_new_thread(self._work, (subscriber, lane))
         except RuntimeError as error:  # no more threads, or the interpreter is shutting down
-            lane.token.release()
-            self._tell_error(subscriber.name, error)
-            return False
-        return True
+            return error
+        return None
 
     def _work(self, subscriber: _Subscriber, lane: _Lane) -> None:
         """Deliver until the lane is empty: the life of a lane's thread."""
@@ -168,18 +175,18 @@ class Delivery:
         while True:
             lane.worker = _real.get_ident()
             while lane.queue:
-                finding = lane.queue.popleft()
-                # After a fork inside the target, we are in the child with the parent's lane: not ours to deliver.
-                if subscriber.active and subscriber.lane is lane:
-                    self._deliver(subscriber, finding)
+                self._deliver(subscriber, lane, lane.queue.popleft())
             _forget_dummy_thread()
             lane.worker = None
             lane.token.release()
             if not lane.queue or not lane.token.acquire(False):
                 return
 
-    def _deliver(self, subscriber: _Subscriber, finding: Finding) -> None:
-        """Call the target once; nothing is held meanwhile."""
+    def _deliver(self, subscriber: _Subscriber, lane: _Lane, finding: Finding) -> None:
+        """Call the target once; none of our locks is waited for meanwhile by anybody but ``drain``."""
+        # After a fork inside the target, we are in the child with the parent's lane: not ours to deliver.
+        if not subscriber.active or subscriber.lane is not lane:
+            return
         try:
             subscriber.call(finding)
         except BaseException as error:  # noqa: BLE001 - border: a sys.exit() in a callback must not end the lane
@@ -205,12 +212,19 @@ class Delivery:
             left_seconds = max(0, deadline_ns - _real.monotonic_ns()) / 1e9
             if not lane.token.acquire(True, min(left_seconds, _real.TIMEOUT_MAX)):
                 return False
-            lane.token.release()
             if not lane.queue:
+                lane.token.release()
                 return True
-            # While we had the token, a put could not start a thread; or an earlier start had failed.
-            if not self._start(subscriber, lane):
-                return False
+            # A start failed earlier, or a put came while we had the token.
+            if self._start_thread(subscriber, lane) is not None:
+                # CPython 3.12.1 starts no thread in atexit.  What is found at exit is told by whoever drains.
+                lane.worker = _real.get_ident()
+                while lane.queue and _real.monotonic_ns() < deadline_ns:
+                    self._deliver(subscriber, lane, lane.queue.popleft())
+                done = not lane.queue
+                lane.worker = None
+                lane.token.release()
+                return done
 
     def _tell_drop(self, name: str) -> None:
         """Count a dropped finding; a counter that fails must not take the monitor with it."""

@@ -52,8 +52,6 @@ class AlertError(ConcagentError):
         attempts: How many times we tried.
     """
 
-    slug = "alert-error"
-
     def __init__(self, message: str, *, target: str = "", status: int | None = None, attempts: int = 0) -> None:
         """Keep the parts in fields beside the message."""
         super().__init__(message)
