@@ -49,8 +49,10 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 OTHER: Final = "other"
 
-# The closed set of ``border``: where an error of the agent can be caught.  Anything else is counted as ``other``.
+# Closed sets: where an error of the agent can be caught, and what can be full.  Anything else is counted as ``other``, so
+# a name made up at run time (a URL, say, which can hold a password) never becomes a label.
 BORDERS: Final = (
+    "alertmanager",
     "callback",
     "core",
     "delivery",
@@ -58,13 +60,14 @@ BORDERS: Final = (
     "exporter",
     "hook",
     "http",
+    "log",
     "monitor",
     "sink",
+    "socket",
+    "webhook",
     OTHER,
 )
-
-# Queues that can drop.  Others appear when they drop for the first time: their names are literals of ours.
-QUEUES: Final = ("delivery", "events")
+QUEUES: Final = ("alertmanager", "callback", "events", "log", "order", "webhook", OTHER)
 
 # Series that exist with the value 0 before anything was found.  ``increase()`` sees no step in a series that is born
 # with the value 1, so the first finding of each kind would otherwise be invisible to a rule that asks for increases.
@@ -442,11 +445,14 @@ class Collector:
             "concagent_agent_errors_total": _added(
                 [
                     (("exporter",), self._errors),
-                    *(((_border(border),), count) for border, count in stats.agent_errors),
+                    *(((_closed(border, BORDERS),), count) for border, count in stats.agent_errors),
                 ],
                 [(border,) for border in BORDERS],
             ),
-            "concagent_dropped_events_total": _added(_singles(stats.dropped_events), [(queue,) for queue in QUEUES]),
+            "concagent_dropped_events_total": _added(
+                [((_closed(queue, QUEUES),), count) for queue, count in stats.dropped_events],
+                [(queue,) for queue in QUEUES],
+            ),
             "concagent_agent_cpu_seconds_total": {(): stats.agent_cpu_seconds},
             "concagent_build_info": {(self._version, stats.core, platform.python_version()): 1},
         }
@@ -525,10 +531,10 @@ def _label(lock_class: str) -> str:
     return text if len(text) <= _LONGEST_LABEL else "..." + text[3 - _LONGEST_LABEL :]
 
 
-def _border(border: str) -> str:
-    """Return the member of ``BORDERS`` for the name that was recorded, such as ``hook`` for ``hook:files``."""
-    head = border.replace(".", ":").partition(":")[0]
-    return head if head in BORDERS else OTHER
+def _closed(name: str, allowed: tuple[str, ...]) -> str:
+    """Return the member of a closed set for the name that was recorded, such as ``hook`` for ``hook:files``."""
+    head = name.replace(".", ":").partition(":")[0]
+    return head if head in allowed else OTHER
 
 
 def _singles(pairs: Iterable[tuple[str, int]]) -> list[tuple[tuple[str, ...], int]]:

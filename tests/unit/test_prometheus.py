@@ -101,7 +101,7 @@ def test_values_of_the_statistics_arrive_under_their_names() -> None:
         open_resources=(("file", 11), ("socket", 13)),
         leaked_resources=(("file", 14),),
         order_edges=15,
-        dropped_events=(("events", 16), ("alerts", 17)),
+        dropped_events=(("events", 16), ("https://user:secret@host/", 17)),
         agent_cpu_seconds=1.25,
         untracked_locks=18,
     )
@@ -125,7 +125,7 @@ def test_values_of_the_statistics_arrive_under_their_names() -> None:
     assert value(series, "concagent_leaked_resources", resource_kind="file") == 14
     assert value(series, "concagent_order_edges") == 15
     assert value(series, "concagent_dropped_events_total", queue="events") == 16
-    assert value(series, "concagent_dropped_events_total", queue="alerts") == 17
+    assert value(series, "concagent_dropped_events_total", queue="other") == 17
     assert value(series, "concagent_agent_cpu_seconds_total") == 1.25
     assert value(series, "concagent_untracked_locks") == 18
     build = {"version": "1.2.3", "core": "c", "python": platform.python_version()}
@@ -441,6 +441,15 @@ def test_the_document_lists_exactly_the_metrics_of_the_collector() -> None:
 
     documented = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows]
     assert documented == [(metric.name, metric.type, metric.labels, metric.help) for metric in METRICS]
+
+
+def test_the_document_lists_the_closed_sets() -> None:
+    document = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+    for label, allowed in (("border", prometheus.BORDERS), ("queue", prometheus.QUEUES)):
+        row = re.search(rf"^\| `{label}` \| (.*) \|$", document, re.MULTILINE)
+        assert row
+        assert tuple(re.findall(r"`(\w+)`", row[1])) == allowed
 
 
 def test_every_name_in_the_document_and_in_the_rules_is_scraped() -> None:
