@@ -41,7 +41,7 @@ _SINGLE: Final = ("fingerprint", "reason", "expires")
 _KEYS: Final = (*_PATTERNS, *_SINGLE)
 
 _HEAD: Final = re.compile(r"([^\s:=\"#]+)\s*:")
-_ITEM: Final = re.compile(r"([A-Za-z_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]\S*))(?=\s|$)")
+_ITEM: Final = re.compile(r"([A-Za-z_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]\S*|))(?=\s|$)")
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
