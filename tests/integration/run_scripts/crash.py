@@ -1,0 +1,5 @@
+import faulthandler
+
+faulthandler.enable()
+print("before", flush=True)
+faulthandler._sigsegv()

@@ -1,0 +1,7 @@
+class Quit(SystemExit):
+    @property
+    def code(self):
+        return 9
+
+
+raise Quit("ignored")

@@ -1,0 +1,4 @@
+import sys
+
+sys.stdout.write("written first, flushed late\n")
+raise ValueError("written second")

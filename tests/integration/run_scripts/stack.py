@@ -1,0 +1,9 @@
+import sys
+import traceback
+
+
+def deep():
+    traceback.print_stack(file=sys.stdout)
+
+
+deep()
