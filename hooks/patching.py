@@ -110,10 +110,7 @@ class Patch:
             original = own_dict(self.owner).get(self.name, _ABSENT)
             if original is _ABSENT:
                 getattr(self.owner, self.name)  # inherited, or there is nothing to replace
-            setattr(self.owner, self.name, self.replacement)
-            if own_dict(self.owner).get(self.name, _ABSENT) is not self.replacement:
-                self._put(original)
-                raise TypeError("it does not keep what is assigned to it")
+            self._replace(original)
         except Exception as error:
             raise PatchError(
                 f"cannot patch {self.label}: {type(error).__name__}: {error}; "
@@ -144,6 +141,12 @@ class Patch:
         self._original = _ABSENT
         self.applied = False
 
+    def _replace(self, original: object) -> None:
+        setattr(self.owner, self.name, self.replacement)
+        if own_dict(self.owner).get(self.name, _ABSENT) is not self.replacement:
+            self._put(original)
+            raise TypeError("it does not keep what is assigned to it")
+
     def _put(self, value: object) -> None:
         if value is _ABSENT:
             delattr(self.owner, self.name)
@@ -154,9 +157,7 @@ class Patch:
 class Switch:
     """A step that turns something on and off, such as the bookkeeping of replacements which others may keep calling."""
 
-    def __init__(
-        self, label: str, turn_on: Callable[[], object], turn_off: Callable[[], object]
-    ) -> None:
+    def __init__(self, label: str, turn_on: Callable[[], object], turn_off: Callable[[], object]) -> None:
         """Remember both actions; neither is called before `apply`."""
         self.label = label
         self.applied = False
@@ -179,9 +180,7 @@ class Switch:
 class _AliasScan:
     """The copies of one object in module globals, found when the scan is applied."""
 
-    def __init__(
-        self, original: object, replacement: object, skip_modules: Collection[str], label: str
-    ) -> None:
+    def __init__(self, original: object, replacement: object, skip_modules: Collection[str], label: str) -> None:
         self.label = label
         self.found: list[Patch] = []
         self._original = original
@@ -289,11 +288,7 @@ class PatchSet:
         """Return the labels of what is applied, in order, found aliases included."""
         found: list[str] = []
         for step in self._done:
-            found += (
-                [patch.label for patch in step.found]
-                if isinstance(step, _AliasScan)
-                else [step.label]
-            )
+            found += [patch.label for patch in step.found] if isinstance(step, _AliasScan) else [step.label]
         return tuple(found)
 
     def apply(self) -> None:
@@ -313,9 +308,7 @@ class PatchSet:
                 message = (
                     str(error)
                     if isinstance(error, PatchError)
-                    else (
-                        f"cannot patch {step.label}: {type(error).__name__}: {error}; nothing was patched"
-                    )
+                    else (f"cannot patch {step.label}: {type(error).__name__}: {error}; nothing was patched")
                 )
                 if failures:
                     message += "; and undoing failed: " + "; ".join(failures)
@@ -357,8 +350,4 @@ class PatchSet:
         patches: list[Step] = []
         for step in steps:
             patches += step.found if isinstance(step, _AliasScan) else [step]
-        return [
-            patch.label
-            for patch in patches
-            if isinstance(patch, Patch) and patch.foreign is not None
-        ]
+        return [patch.label for patch in patches if isinstance(patch, Patch) and patch.foreign is not None]

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 
 import pytest
+
 from concagent.errors import PatchError
 from concagent.hooks.patching import Patch, PatchSet, Switch
 
@@ -128,9 +129,7 @@ def test_instance_with_dict_can_be_patched() -> None:
 def test_missing_attribute_is_refused_with_its_label(module: types.ModuleType) -> None:
     patch = Patch(module, "nothing", "ours", "example.nothing")
 
-    with pytest.raises(
-        PatchError, match=r"cannot patch example\.nothing: AttributeError.*; install concagent"
-    ):
+    with pytest.raises(PatchError, match=r"cannot patch example\.nothing: AttributeError.*; install concagent"):
         patch.apply()
 
     assert not hasattr(module, "nothing")
@@ -218,9 +217,7 @@ def test_interrupt_while_applying_rolls_back_and_stays_an_interrupt(
         raise KeyboardInterrupt
 
     patches = PatchSet()
-    patches.add(
-        Patch(module, "value", "ours", "example.value"), Switch("signal", interrupted, lambda: None)
-    )
+    patches.add(Patch(module, "value", "ours", "example.value"), Switch("signal", interrupted, lambda: None))
 
     with pytest.raises(KeyboardInterrupt):
         patches.apply()
@@ -243,15 +240,11 @@ def test_failing_rollback_is_part_of_the_message(module: types.ModuleType) -> No
         Patch(module, "nothing", 1, "example.nothing"),
     )
 
-    with pytest.raises(
-        PatchError, match=r"example\.nothing.*and undoing failed: cannot restore one way"
-    ):
+    with pytest.raises(PatchError, match=r"example\.nothing.*and undoing failed: cannot restore one way"):
         patches.apply()
 
 
-def test_failing_restore_does_not_stop_the_others(
-    module: types.ModuleType, stubborn: Stubborn
-) -> None:
+def test_failing_restore_does_not_stop_the_others(module: types.ModuleType, stubborn: Stubborn) -> None:
     patches = PatchSet()
     patches.add(
         Patch(module, "value", "ours", "example.value"),
