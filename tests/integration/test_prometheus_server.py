@@ -144,8 +144,9 @@ def serve() -> Iterator[Callable[[Callable[[], AgentStats]], int]]:
         ended.acquire()
 
         def loop() -> None:
+            watched = (endpoint.fileno(), wake)
             while True:
-                readable, _, _ = select.select([endpoint, wake], [], [])
+                readable, _, _ = select.select(watched, [], [])
                 if wake in readable:
                     break
                 endpoint.handle()

@@ -19,6 +19,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -308,7 +309,7 @@ def test_an_exception_in_a_route_is_a_500_that_does_not_quote_it() -> None:
 
 
 def test_an_on_error_that_raises_costs_nothing() -> None:
-    def broken(*_: object) -> tuple[str, bytes]:
+    def broken(*_: object) -> NoReturn:
         raise ValueError
 
     endpoint = Endpoint("127.0.0.1", 0, {"/report": broken}, on_error=broken)

@@ -284,16 +284,10 @@ def test_a_class_that_is_gone_stays_at_what_it_counted() -> None:
 def test_counters_never_fall_and_always_add_up() -> None:
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies
-    growth = st.tuples(
-        st.sampled_from("abcdefg"),
-        st.integers(0, 20),
-        st.integers(0, 20),
-        st.integers(0, len(WAIT_BUCKETS_SECONDS)),
-    )
+    bucket_numbers = st.integers(0, len(WAIT_BUCKETS_SECONDS))
+    growth = st.tuples(st.sampled_from("abcdefg"), st.integers(0, 20), st.integers(0, 20), bucket_numbers)
+    programs = st.lists(st.lists(growth, max_size=5), min_size=1, max_size=12)
 
-    @hypothesis.given(
-        st.lists(st.lists(growth, max_size=5), min_size=1, max_size=12), st.integers(0, 3), st.integers(0, 4)
-    )
     def check(steps: list[list[tuple[str, int, int, int]]], top: int, limit: int) -> None:
         totals: dict[str, tuple[int, int, list[int]]] = {}
         source = Source()
@@ -325,7 +319,7 @@ def test_counters_never_fall_and_always_add_up() -> None:
             assert sum(waited.values()) == sum(sum(b) for _, _, b in totals.values())
             assert len(acquired) <= limit + 1
 
-    check()
+    hypothesis.given(programs, st.integers(0, 3), st.integers(0, 4))(check)()
 
 
 @pytest.mark.parametrize(
