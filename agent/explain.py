@@ -37,13 +37,14 @@ def explain(slug: str) -> str:
     """Return the section of a finding, a sub-kind or an error, as Markdown with its heading.
 
     Args:
-        slug: As in a finding's ``kind`` or ``detail``, or an error's ``slug``; case and a leading ``#`` do not count.
+        slug: As in a finding's ``kind`` or ``detail``, or an error's ``slug``; case and a leading ``#`` do not count, and
+            blanks are as good as hyphens.
 
     Raises:
         ConcagentError: There is no such section; the message lists those that exist.
     """
     sections = _sections(_read())
-    wanted = slug.strip().lstrip("#").lower()
+    wanted = "-".join(slug.lstrip("# ").lower().split())
     if wanted not in sections:
         raise ConcagentError(f"nothing to explain under {slug!r}; known: {', '.join(sections)}")
     return sections[wanted]

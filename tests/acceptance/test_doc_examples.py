@@ -54,7 +54,7 @@ def run_until_found(folder: Path, program: str, flags: list[str], kind: str, det
             ended = process.poll() is not None
             with contextlib.suppress(FileNotFoundError):
                 lines = findings.read_text(encoding="utf-8").splitlines()
-                seen = [f"{item['kind']}/{item['detail']}" for item in map(json.loads, lines)]
+                seen = [f"{item['kind']}/{'-'.join((item['detail'] or '').split())}" for item in map(json.loads, lines)]
             if any(item.startswith(f"{kind}/") and detail in {None, item.split("/")[1]} for item in seen) or ended:
                 break
             time.sleep(0.02)

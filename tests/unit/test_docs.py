@@ -18,7 +18,10 @@ NOT_DETECTED_YET = (
     *("lock-order-inversion", "order-violation", "context-hazard", "fork-hazard"),
     *("loop-blocked", "data-race", "atomicity-violation"),
 )
-DETAILS = {"misuse": ("double-release", "foreign-release", "exit-held", "destroy-held")}
+DETAILS = {
+    "misuse": ("double-release", "foreign-release", "exit-held", "destroy-held"),
+    "leak": ("collected-unclosed", "still-open-and-growing", "open-at-exit"),
+}
 
 
 def read(name: str) -> str:
@@ -72,9 +75,9 @@ def test_a_comment_in_an_example_is_not_taken_for_a_heading(monkeypatch: pytest.
     assert explain("leak").endswith("end\n")
 
 
-@pytest.mark.parametrize("spelling", ["Deadlock", " deadlock ", "#deadlock"])
+@pytest.mark.parametrize("spelling", ["Open at exit", " open-at-exit ", "#open-at-exit"])
 def test_a_slug_is_found_however_it_is_typed(spelling: str) -> None:
-    assert explain(spelling) == explain("deadlock")
+    assert explain(spelling) == explain("open-at-exit")
 
 
 def test_an_unknown_slug_is_answered_with_those_that_exist() -> None:
