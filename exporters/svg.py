@@ -10,8 +10,8 @@ holders (of a semaphore) are drawn as further arrows and do not move anything.
 
 Colours are set twice, for light and for dark surroundings, on a card with a ground of its own; text is escaped.
 
-Limits     beyond ``LARGE`` nodes only actors that wait or that hold something waited for are drawn, and of many equal
-           waiters only the first; the caption counts the rest.
+Limits     beyond ``LARGE`` nodes only actors that wait or that hold something waited for are drawn; of many waiters of
+           one resource only the first are.  The caption counts the rest.
 Cost       O(nodes + edges).
 """
 
@@ -27,6 +27,7 @@ from xml.sax.saxutils import escape, quoteattr
 from concagent.exporters._scene import (
     LIVING_KINDS,
     Scene,
+    clean,
     duration,
     in_function,
     scene_of_finding,
@@ -36,7 +37,9 @@ from concagent.exporters._scene import (
 from concagent.model import CallSite, Finding, Snapshot
 
 LARGE: Final = 40
-_FANNED: Final = 4
+# How many waiters of one resource are drawn one by one, in a small and in a large picture.
+_FANNED: Final = 8
+_FANNED_LARGE: Final = 4
 _CHARACTER: Final = 6.7
 _LONGEST: Final = 40
 _TITLE_CHARACTER: Final = 8.4
@@ -45,6 +48,9 @@ _LINE_HEIGHT: Final = 16
 _MARGIN: Final = 28
 _COLUMN: Final = 330
 _ROW_GAP: Final = 34
+_STEP: Final = 40
+# Neighbours are placed one after the other: comparing with the last few hundred keeps the cost of huge pictures linear.
+_COMPARED: Final = 300
 
 _STYLE: Final = """
 .card{fill:#ffffff;stroke:#d0d7de}
@@ -144,6 +150,7 @@ class _Picture:
     def document(self, title: str) -> str:
         """Return the whole SVG document."""
         left, top, right, bottom = self._bounds()
+        title = clean(title)
         room = max(right - left, _TITLE_WIDTH)
         titles = textwrap.wrap(title, int(room / _TITLE_CHARACTER), max_lines=3, placeholder=" ...")
         head = 18 + 22 * len(titles)
@@ -174,8 +181,9 @@ class _Picture:
         actors = list(scene.actor_name)
         resources = list(scene.resource_name)
         notes = []
-        folded: dict[str, list[str]] = {}
-        if len(actors) + len(resources) > LARGE:
+        large = len(actors) + len(resources) > LARGE
+        folded = self._fold_waiters(_FANNED_LARGE if large else _FANNED)
+        if large:
             wanted = set(scene.waits)
             wanted.update(h for r in scene.waiters for h in scene.holders.get(r, ()))
             left_out = sum(actor not in wanted for actor in actors)
@@ -183,7 +191,6 @@ class _Picture:
                 notes.append(f"{left_out} more that neither wait nor are waited for")
             actors = [actor for actor in actors if actor in wanted]
             resources = [resource for resource in resources if resource in scene.waiters]
-            folded = self._fold_waiters()
         hidden = {actor for members in folded.values() for actor in members}
         for actor in actors:
             if actor not in hidden:
@@ -199,15 +206,15 @@ class _Picture:
             notes.append(f"{len(hidden)} waiters drawn together")
         self.caption = f"Not drawn: {'; '.join(notes)}." if notes else ""
 
-    def _fold_waiters(self) -> dict[str, list[str]]:
+    def _fold_waiters(self, limit: int) -> dict[str, list[str]]:
         """Return, for each resource, the waiters beyond the first few that nobody waits for in turn."""
         scene = self.scene
         waited_for = {h for r in scene.waiters for h in scene.holders.get(r, ())}
         folded = {}
         for resource, waiters in scene.waiters.items():
             leaves = [a for a in waiters if a not in waited_for and a not in self.red]
-            if len(leaves) > _FANNED:
-                folded[resource] = leaves[_FANNED - 1 :]
+            if len(leaves) > limit:
+                folded[resource] = leaves[limit - 1 :]
         return folded
 
     def _add_actor(self, actor: str) -> None:
@@ -288,7 +295,7 @@ class _Picture:
         # An actor stands on the left: reading starts there.
         start = next(i for i, key in enumerate(ring) if self.nodes[key].shape == "actor")
         ring = ring[start:] + ring[:start]
-        leaves = {}
+        leaves: dict[str, int] = {}
         for key in reversed(_preorder(ring, children)):
             leaves[key] = sum(leaves[child] for child in children[key]) or 1
         total = sum(leaves[key] for key in ring)
@@ -298,29 +305,33 @@ class _Picture:
             radius = max(radius, 150 * total / math.tau - 190)
         stretch = 1.75 if len(ring) <= 4 else 1.35
 
-        def put(key: str, angle: float, depth: int) -> None:
-            node = self.nodes[key]
-            outside = depth * 190
-            node.x = (radius + outside) * stretch * math.cos(angle)
-            node.y = (radius + outside * 0.8) * math.sin(angle)
+        placed: list[str] = []
 
-        placed = []
-        pending: list[tuple[str, float, float, int]] = []
+        def put(key: str, angle: float, outside: float) -> float:
+            """Place a node, further out while it would cover another; return how far outside it came to lie."""
+            node = self.nodes[key]
+            while True:
+                node.x = (radius + outside) * stretch * math.cos(angle)
+                node.y = (radius + outside * 0.8) * math.sin(angle)
+                if not outside or not any(_touch(node, self.nodes[other]) for other in placed[-_COMPARED:]):
+                    placed.append(key)
+                    return outside
+                outside += _STEP
+
+        pending: list[tuple[str, float, float, float]] = []
         for index, key in enumerate(ring):
             angle = math.pi + index * step
             put(key, angle, 0)
-            placed.append(key)
             # The spread of a branch: what its leaves need at its distance, at most a sector and a half.
             spread = min(step * 1.5, leaves[key] * 150 / (radius + 150))
-            pending.append((key, angle, spread, 0))
+            pending.append((key, angle, spread, 0.0))
         while pending:
-            key, angle, spread, depth = pending.pop()
+            key, angle, spread, outside = pending.pop()
             at = angle - spread / 2
             for child in children[key]:
                 share = spread * leaves[child] / leaves[key]
-                put(child, at + share / 2, depth + 1)
-                placed.append(child)
-                pending.append((child, at + share / 2, share, depth + 1))
+                reached = put(child, at + share / 2, outside + 190)
+                pending.append((child, at + share / 2, share, reached))
                 at += share
         return placed
 
@@ -476,6 +487,11 @@ def _bounds_of(nodes: Iterable[_Node]) -> tuple[float, float, float, float]:
         top.append(node.y - node.height / 2)
         bottom.append(node.y + node.height / 2)
     return min(left, default=0), min(top, default=0), max(right, default=0), max(bottom, default=0)
+
+
+def _touch(a: _Node, b: _Node) -> bool:
+    """Return whether two boxes overlap or nearly do."""
+    return abs(a.x - b.x) < (a.width + b.width) / 2 + 16 and abs(a.y - b.y) < (a.height + b.height) / 2 + 12
 
 
 def _on_border(node: _Node, towards: tuple[float, float]) -> tuple[float, float]:

@@ -714,9 +714,7 @@ def _thread_line(scene: Scene, actor: str) -> str:
         text += f"; holds {enumerate_words((scene.resource_name[r] for r in held), 10)}"
     if actor in scene.waits:
         text += f"; {_wants(scene, actor, described=False)}"
-        waited = scene.waited(actor)
-        if waited is not None:
-            text += f", for {duration(waited)}"
+        text += f", for {duration(scene.waited(actor) or 0.0)}"
     return text
 
 

@@ -503,9 +503,7 @@ def test_frame_of_the_acquisition_is_marked_even_when_the_function_went_on() -> 
     text = render_finding(RING_OF_TWO, source_line=source_line)
 
     marked = [line for line in text.splitlines() if line.startswith("      > ")]
-    assert marked[0].endswith(
-        'bank.py:31 in transfer    <- took lock "orders" in line 30, waits for lock "cache"'
-    )
+    assert marked[0].endswith('bank.py:31 in transfer    <- took lock "orders" in line 30, waits for lock "cache"')
 
 
 def test_frame_at_the_very_line_of_the_acquisition_wins_over_the_same_function_further_in() -> None:
@@ -524,6 +522,14 @@ def test_innermost_of_two_frames_of_the_same_function_is_marked() -> None:
     text = render_finding(finding("long-hold", "t", actors=(held,), resources=(ORDERS,)), source_line=source_line)
 
     assert 'bank.py:90 in transfer    <- took lock "orders" in line 30\n' in text
+
+
+def test_frame_without_source_is_shown_without_a_quotation() -> None:
+    held = actor(1, "w", where=(StackFrame("<string>", 1, "<module>"), StackFrame("<string>", 2, "f")))
+
+    text = render_finding(finding("long-hold", "t", actors=(held,)))
+
+    assert "        <string>:1 at module level\n        <string>:2 in f\n" in text
 
 
 def test_acquisition_in_a_function_that_has_returned_marks_no_frame() -> None:
