@@ -53,7 +53,8 @@ def run_until_found(folder: Path, program: str, flags: list[str], kind: str, det
         while time.monotonic() < deadline:
             ended = process.poll() is not None
             with contextlib.suppress(FileNotFoundError):
-                lines = findings.read_text(encoding="utf-8").splitlines()
+                text = findings.read_text(encoding="utf-8")
+                lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half written
                 seen = [f"{item['kind']}/{'-'.join((item['detail'] or '').split())}" for item in map(json.loads, lines)]
             if any(item.startswith(f"{kind}/") and detail in {None, item.split("/")[1]} for item in seen) or ended:
                 break
