@@ -30,7 +30,7 @@ from concagent.exporters.log import WARNING_KINDS
 from concagent.model import Finding
 
 if TYPE_CHECKING:
-    from http.client import HTTPConnection
+    from http.client import HTTPConnection, HTTPResponse
 
 ATTEMPTS: Final = 5
 FIRST_PAUSE_SECONDS: Final = 0.5
@@ -137,8 +137,7 @@ class _HttpSink:
             response = HTTPResponse(_Dripproof(connection.sock, deadline_ns), method="POST")  # type: ignore[arg-type]
             try:
                 response.begin()
-                answer = b"" if response.status < 400 else response.read(200)
-                return response.status, answer.decode("utf-8", "replace").strip() or response.reason
+                return response.status, _beginning(response)
             finally:
                 response.close()
         finally:
@@ -228,6 +227,20 @@ def alert_for(finding: Finding) -> dict[str, Any]:
         "startsAt": _rfc3339(finding.time),
         "endsAt": _rfc3339(finding.time + FIRING_SECONDS),
     }
+
+
+def _beginning(response: HTTPResponse) -> str:
+    """Return why the server refuses, in at most 200 bytes of its words; what it says to an accepted finding is not read."""
+    from http.client import HTTPException
+
+    answer = b""
+    if 400 <= response.status < 500:
+        # The status is known and final: an answer that does not come must not turn a refusal into another attempt.
+        try:
+            answer = response.read(200)
+        except (OSError, HTTPException):
+            pass
+    return answer.decode("utf-8", "replace").strip() or response.reason
 
 
 def _rfc3339(wall_seconds: float) -> str:
