@@ -38,6 +38,11 @@ from concagent.errors import ConcagentError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from concagent.model import Report
+
+# What ``concagent report``, ``graph`` and ``top`` ask for.
+COMMANDS: Final = ("report-text", "report-json", "report-dot", "report-svg", "snapshot-json")
+
 _MAX_COMMAND_BYTES: Final = 64
 _MAX_PATH_BYTES: Final = 107
 _COMMAND: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -126,6 +131,39 @@ def _refusal(path: str, why: str) -> ConfigError:
         value=repr(path),
         allowed="a directory of this user, mode 0700; or socket=off",
     )
+
+
+def report_commands(make_report: Callable[[], Report]) -> dict[str, Callable[[], bytes]]:
+    """Return the commands of `COMMANDS`, each made from a fresh report; the formats are imported when first asked for."""
+
+    def text() -> bytes:
+        from concagent.exporters.text import render_report
+
+        return render_report(make_report()).encode("utf-8", "backslashreplace")
+
+    def json() -> bytes:
+        from concagent.exporters.json import report_to_json
+
+        return report_to_json(make_report()).encode("ascii")
+
+    def dot() -> bytes:
+        from concagent.exporters.dot import snapshot_dot
+
+        report = make_report()
+        return snapshot_dot(report.snapshot, rings=report.rings).encode("utf-8", "backslashreplace")
+
+    def svg() -> bytes:
+        from concagent.exporters.svg import snapshot_svg
+
+        report = make_report()
+        return snapshot_svg(report.snapshot, rings=report.rings).encode("utf-8", "backslashreplace")
+
+    def snapshot() -> bytes:
+        from concagent.exporters.json import snapshot_to_json
+
+        return snapshot_to_json(make_report().snapshot).encode("ascii")
+
+    return dict(zip(COMMANDS, (text, json, dot, svg, snapshot), strict=True))
 
 
 class ControlServer:
