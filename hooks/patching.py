@@ -177,10 +177,13 @@ class Switch:
             self.applied = False
 
 
-class _AliasScan:
-    """The copies of one object in module globals, found when the scan is applied."""
+class AliasScan:
+    """A step that replaces the copies of one object in module globals; they are searched for when it is applied."""
 
-    def __init__(self, original: object, replacement: object, skip_modules: Collection[str], label: str) -> None:
+    def __init__(
+        self, original: object, replacement: object, skip_modules: Collection[str] = (), label: str = "alias"
+    ) -> None:
+        """Remember what to look for; see `PatchSet.add_alias_scan`."""
         self.label = label
         self.found: list[Patch] = []
         self._original = original
@@ -189,6 +192,7 @@ class _AliasScan:
         self._applied = False
 
     def apply(self) -> None:
+        """Find all copies and replace them, or none."""
         if self._applied:
             return
         done: list[Patch] = []
@@ -203,9 +207,17 @@ class _AliasScan:
         self._applied = True
 
     def restore(self) -> None:
+        """Put the original back in the copies that were found."""
         if not self._applied:
             return
         failures = _restore_reversed(self.found)
+        if failures:
+            raise PatchError("; ".join(failures))
+        self._applied = False
+
+    def sweep(self) -> None:
+        """Put the original where modules copied our replacement meanwhile; call it when all patches are restored."""
+        failures = []
         for copy in self._copies_of(self._replacement, self._original):
             try:
                 copy.apply()  # the reverse patch: the original takes the place of a copy made of our replacement
@@ -213,7 +225,6 @@ class _AliasScan:
                 failures.append(str(error))
         if failures:
             raise PatchError("; ".join(failures))
-        self._applied = False
 
     def _copies_of(self, wanted: object, substitute: object) -> list[Patch]:
         patches: list[Patch] = []
@@ -251,7 +262,7 @@ class PatchSet:
         """Make an empty set."""
         self.foreign: tuple[str, ...] = ()
         self._steps: list[Step] = []
-        self._scans: list[_AliasScan] = []
+        self._scans: list[AliasScan] = []
         self._done: list[Step] = []
 
     def add(self, *steps: Step) -> None:
@@ -275,7 +286,7 @@ class PatchSet:
             skip_modules: Names of modules to leave alone, such as those that define the original.
             label: Name of the scan in error messages; a found copy is called ``module.name``.
         """
-        scan = _AliasScan(original, replacement, skip_modules, label)
+        scan = AliasScan(original, replacement, skip_modules, label)
         self._steps.append(scan)
         self._scans.append(scan)
 
@@ -288,7 +299,7 @@ class PatchSet:
         """Return the labels of what is applied, in order, found aliases included."""
         found: list[str] = []
         for step in self._done:
-            found += [patch.label for patch in step.found] if isinstance(step, _AliasScan) else [step.label]
+            found += [patch.label for patch in step.found] if isinstance(step, AliasScan) else [step.label]
         return tuple(found)
 
     def apply(self) -> None:
@@ -326,6 +337,12 @@ class PatchSet:
         """
         done, self._done = self._done, []
         failures = self._undo(done)
+        for step in done:
+            if isinstance(step, AliasScan):
+                try:
+                    step.sweep()
+                except PatchError as error:
+                    failures.append(str(error))
         self.foreign = tuple(self._foreign_of(done))
         if failures:
             count = f"{len(failures)} of {len(done)} patches could not be restored"
@@ -349,5 +366,5 @@ class PatchSet:
     def _foreign_of(self, steps: list[Step]) -> list[str]:
         patches: list[Step] = []
         for step in steps:
-            patches += step.found if isinstance(step, _AliasScan) else [step]
+            patches += step.found if isinstance(step, AliasScan) else [step]
         return [patch.label for patch in patches if isinstance(patch, Patch) and patch.foreign is not None]

@@ -1,0 +1,365 @@
+"""Which line opened the files that nobody closes.
+
+``open`` and ``io.open`` are replaced by an object that calls the original and notes the result.  The result stays what it
+is, a real ``TextIOWrapper``; nothing is wrapped.  The whole difficulty is to learn, later and cheaply, how it ended.
+
+*Collected without being closed* is something that the interpreter itself finds out: an io object that is destroyed while
+open closes itself, and before that asks its raw ``FileIO`` to issue the ResourceWarning, by calling the method
+``_dealloc_warn`` **by name**.  So an entry ``_dealloc_warn`` in the raw object's own ``__dict__`` (which exists anyway: it
+holds ``name``) is called exactly when, and only when, CPython 3.10-3.13 would say "unclosed file".  It costs one store at
+``open`` and nothing at ``close``.  The garbage collector is different: it finalizes the members of a cycle in the order of
+their creation, the raw file first, and a raw file does not ask by name.  But its ``close`` calls ``flush`` by name; so
+there is a second entry, ``flush``, which removes itself at the first call.  The collector clears weak references *before*
+it runs finalizers; so at that ``flush`` the file cannot be asked any more whether it is being finalized or closed by
+somebody's ``__del__``.  The stack tells: the callback of the weak reference notes the frame in which the collection runs,
+and if ``flush`` comes from that very frame and instruction, no Python code is between, so it is the finalizer.
+
+The ResourceWarning itself must stay as it is: same text, same ``source``, same file and line, same filters, same
+``sys.unraisablehook`` under ``-W error``.  It is issued by the original method, called from a function that has the file
+name, line and globals of the frame in which the finalizer runs (`call_as_if_from`), or every such warning would point
+at this file.  The same trick is used for ``open`` itself where the interpreter looks at its caller: EncodingWarning under
+``-X warn_default_encoding``, the warnings about ``buffering``, ``U`` and bool, and tracemalloc's single frame.
+
+Rejected   *A proxy or a subclass*: ``type(open(p))`` changes.  *weakref.finalize*: 3 us, and the object is gone when it is
+           called.  *A strong reference to the raw file*: would keep a detached one open.  *Asking for the file number*:
+           numbers are reused.  *A sentinel in the file's ``__dict__``*: dies after the file closed itself, so it cannot
+           tell.  *Replacing ``close`` in the instance*: our frame at each close, and no ``self`` without a cycle.
+           *Hooking the warnings*: the default filter drops them.  *An audit hook*: cannot be removed.
+           *Patching ``_io.open``*: the interpreter itself opens through it, for ``sys.stdin`` or source lines, and so do
+           ``tempfile`` and other modules that mean to be low-level; what they open is theirs.
+Invariants H1 whatever goes wrong here, the caller gets what the original gave, and the exception is counted.
+           H2 nothing here refers to a file strongly.
+           H3 a finding is made only of files that the interpreter itself calls unclosed: ``closefd``, not closed.
+Visible    one frame in tracebacks of a failing ``open`` (until the C core); two private entries in ``f.buffer.raw.__dict__``
+           of a file that is open; ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and
+           being no method in a class body are as with the original.
+Limits     a raw file separated by ``detach()`` from its buffer and then dropped is not noticed.  ``FileIO(...)``,
+           ``os.open``, and ``tempfile`` are not hooked.
+Cost       1.1-1.2 of stock for open + close, see ``benchmarks/bench_open.py``.
+Sources    CPython Modules/_io: iobase.c (iobase_finalize), textio.c, bufferedio.c (buffered_dealloc_warn), fileio.c;
+           Modules/gcmodule.c (handle_weakrefs, finalize_garbage).
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import io
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from types import CodeType, FrameType, FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import _real
+from concagent.hooks.patching import AliasScan, Patch, Step, Switch
+
+if TYPE_CHECKING:
+    from concagent.openings import Openings, SiteRecord
+
+    OnError = Callable[[str, BaseException], object]
+
+try:
+    from _tracemalloc import is_tracing as _is_tracing  # not tracemalloc: that imports pickle
+except ImportError:  # pragma: no cover  interpreters without it
+
+    def _is_tracing() -> bool:
+        return False
+
+
+KIND: Final = "file"
+BORDER: Final = "files"
+
+# Bound here: at the very end the interpreter empties modules, and finalizers still come.
+_getframe: Final = _real.getframe
+_monotonic_ns: Final = _real.monotonic_ns
+_FileIO: Final = io.FileIO
+_TextIOWrapper: Final = io.TextIOWrapper
+_BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+_raw_dealloc_warn: Final[Callable[..., object]] = getattr(io.FileIO, "_dealloc_warn", lambda *_: None)
+_raw_flush: Final = io.FileIO.flush
+_deref: Final[Callable[[Any], Any]] = weakref.ref.__call__
+
+_WARN_DEFAULT_ENCODING: Final = bool(getattr(sys.flags, "warn_default_encoding", 0))
+_HAS_U_MODE: Final = sys.version_info < (3, 11)
+
+# What is known of the end of a file; a pair (frame identity, instruction) is the collection that will destroy it.
+_OPEN: Final = "open"
+_CLOSING: Final = "closing"
+_COUNTED: Final = "counted"
+
+# One line, whatever a formatter thinks: its only line number is replaced.
+_TRAMPOLINE: Final[CodeType] = (lambda function, args, kwargs: function(*args, **kwargs)).__code__
+
+
+def call_as_if_from(frame: FrameType | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what the function returns, called from a frame that has file, line and globals of the given one.
+
+    Warnings and tracemalloc attribute what a C function does to the innermost Python frame.  None stands for a thread
+    without any frame, where the interpreter names the module ``sys``.  Costs some microseconds.
+    """
+    if frame is None:
+        file, line, namespace = _NO_FRAME
+    else:
+        file, line, namespace = frame.f_code.co_filename, frame.f_lineno, frame.f_globals
+    name = getattr(function, "__name__", "open")
+    code = _TRAMPOLINE.replace(co_filename=file, co_firstlineno=line or 1, co_name=name)
+    return FunctionType(code, namespace)(function, args, kwargs)
+
+
+_NO_FRAME: Final = ("sys", 1, vars(sys))
+
+
+class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the type checker
+    """A weak reference to a raw file, and the callable entry in that file's ``__dict__``.
+
+    Called with a source, it is ``_dealloc_warn``; without, ``flush``.
+    """
+
+    __slots__ = ("fate", "hook", "record", "since_ns")
+
+    fate: Any
+    hook: Open
+    record: SiteRecord
+    since_ns: int
+
+    def is_open(self) -> bool:
+        """Return whether the file is open.  Holds it for the moment of the question only."""
+        raw = _deref(self)
+        return raw is not None and not raw.closed
+
+    def __call__(self, *source: Any) -> Any:
+        """Note the end of the file and do what the original method does."""
+        raw = _deref(self)
+        try:
+            caller = _getframe(1)
+        except ValueError:
+            caller = None
+        if source:
+            if raw is None:
+                raw = _raw_of(source[0])
+            if raw is None:
+                return None
+            try:
+                if self.fate is not _COUNTED and raw.closefd and not raw.closed:
+                    self.hook.count_unclosed(self)
+            except Exception as error:  # noqa: BLE001  a border: we are in a finalizer of the user's file
+                self.hook.failed(error)
+            return call_as_if_from(caller, _raw_dealloc_warn, raw, *source)
+        try:
+            if raw is None:
+                if caller is not None and self.fate == (id(caller), caller.f_lasti):
+                    self.hook.count_unclosed(self)
+                return None
+            if raw._finalizing:
+                if self.fate is not _COUNTED:
+                    self.hook.count_unclosed(self)
+            else:
+                if self.fate is _OPEN:
+                    self.fate = _CLOSING
+                raw.__dict__.pop("flush", None)
+        except Exception as error:  # noqa: BLE001  a border: we are in the user's close
+            self.hook.failed(error)
+        return _raw_flush(raw)
+
+
+def _raw_of(file: Any) -> Any:
+    for _ in range(3):
+        if isinstance(file, _FileIO):
+            return file
+        file = getattr(file, "buffer", None) or getattr(file, "raw", None)
+    return None
+
+
+def _gone(mark: FileMark) -> None:
+    """Take the mark of a file that is being destroyed off the table; if it is still open, note who destroys it."""
+    mark.record.alive.pop(mark, None)
+    if mark.fate is _OPEN:
+        try:
+            frame = _getframe(1)
+        except ValueError:
+            return
+        mark.fate = (id(frame), frame.f_lasti)
+
+
+class _IoModule:
+    """Pickles as the module ``io``, which itself cannot be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("io",)
+
+
+class Open:
+    """Stands in for ``open``.  No function, so that in a class body it does not become a method; see `patches`."""
+
+    __slots__ = ("__weakref__", "_careful", "_ignore", "_marks", "_on_error", "_openings", "_original", "_sites")
+
+    def __init__(
+        self,
+        original: Callable[..., Any],
+        openings: Openings,
+        on_error: OnError,
+        ignore: Callable[[], bool] | None = None,
+    ) -> None:
+        """Make a stand-in for ``original``; see `patches` for the arguments."""
+        self._original = original
+        self._openings = openings
+        self._on_error = on_error
+        self._ignore = ignore
+        self._sites = openings.table(KIND)
+        self._careful = _WARN_DEFAULT_ENCODING
+        self._marks = interpreter_asks_by_name()
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Open as the original does, and note the result."""
+        __tracebackhide__ = True
+        if (
+            len(args) > 2
+            or self._careful
+            or (kwargs and "buffering" in kwargs)
+            or _is_tracing()
+            or (_HAS_U_MODE and _has_u(args, kwargs))
+            or (args and type(args[0]) is bool)
+        ):
+            try:
+                caller = _getframe(1)
+            except ValueError:
+                caller = None
+            file = call_as_if_from(caller, self._original, *args, **kwargs)
+        else:
+            file = self._original(*args, **kwargs)
+        try:
+            if not self._openings.active or (self._ignore is not None and self._ignore()):
+                return file
+            kind = type(file)
+            if kind is _TextIOWrapper:
+                raw = file.buffer.raw
+            elif kind in _BUFFERED:
+                raw = file.raw
+            else:
+                raw = file
+            if type(raw) is not _FileIO or not raw.closefd:
+                return file
+            try:
+                frame = _getframe(1)
+            except ValueError:
+                record = self._openings.record_of(KIND, None)
+            else:
+                found = self._sites.get((id(frame.f_code), frame.f_lasti))
+                if found is None or found.passes_on or found.ours:
+                    found = self._openings.record_of(KIND, frame)
+                record = found
+            mark = FileMark(raw, _gone)
+            mark.record = record
+            mark.since_ns = _monotonic_ns()
+            mark.fate = _OPEN
+            mark.hook = self
+            if self._marks:
+                entries = raw.__dict__
+                entries["_dealloc_warn"] = mark
+                entries["flush"] = mark
+            next(record.opened)
+            record.alive[mark] = None
+        except Exception as error:  # noqa: BLE001  a border: the user's file is open, and theirs
+            self.failed(error)
+        return file
+
+    def count_unclosed(self, mark: FileMark) -> None:
+        """Count a file once as collected unclosed."""
+        mark.fate = _COUNTED
+        self._openings.collected_unclosed(mark)
+
+    def failed(self, error: BaseException) -> None:
+        """Hand an error of ours to the counter; whatever the counter does, the user does not see it."""
+        try:
+            self._on_error(BORDER, error)
+        except Exception:  # noqa: BLE001  nobody is left to tell
+            pass
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Return the type of the original, for ``isinstance``; ``type()`` says what we are."""
+        return type(self._original)
+
+    def __repr__(self) -> str:
+        return repr(self._original)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__signature__":
+            import inspect  # heavy, and rarely asked for
+
+            return inspect.signature(self._original)
+        if name in Open.__slots__:
+            raise AttributeError(name)  # of a half-made object; looking it up in the original would recurse
+        return getattr(self._original, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._original)
+
+    def __copy__(self) -> Open:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Open:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name, as the original; a process without us gets the plain one.
+        return getattr, (_IoModule(), "open")
+
+
+# What instances answer, not what the class is: a plain class attribute would be found before __getattr__.
+def _of_original(name: str) -> property:
+    def get(self: Open) -> Any:
+        return getattr(self._original, name)
+
+    return property(get)
+
+
+for _name in ("__doc__", "__module__"):
+    setattr(Open, _name, _of_original(_name))
+
+
+def _has_u(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    mode = args[1] if len(args) > 1 else kwargs.get("mode", "")
+    return isinstance(mode, str) and "U" in mode
+
+
+def interpreter_asks_by_name() -> bool:
+    """Return whether an unclosed file that is destroyed calls ``_dealloc_warn`` and ``flush`` of its raw file's dict."""
+    calls: list[str] = []
+    try:
+        file = _real.open_file(os.devnull, "rb")
+        file.raw.__dict__["_dealloc_warn"] = lambda _source: calls.append("warn")
+        file.raw.__dict__["flush"] = lambda: calls.append("flush")
+        del file
+    except Exception:  # noqa: BLE001  an interpreter that is built differently; then only counts are kept
+        return False
+    return calls[:1] == ["warn"] and "flush" in calls
+
+
+def patches(openings: Openings, on_error: OnError, ignore: Callable[[], bool] | None = None) -> list[Step]:
+    """Return the steps that make ``open`` record, for a `PatchSet`.
+
+    Undone, files that are open stay noted, and copies of the replacement that somebody kept are plain.
+
+    Args:
+        openings: Gets an opening of the kind ``file`` for each file.
+        on_error: Called with a border's name and an exception of ours.  May run inside finalizers: it must not lock.
+        ignore: Asked at each opening whether to leave it out, for the agent's own threads.
+    """
+    original = _real.open_file
+    replacement = Open(original, openings, on_error, ignore)
+    steps: list[Step] = [
+        Switch("files", openings.start, openings.stop),
+        Patch(builtins, "open", replacement, "builtins.open"),
+        Patch(io, "open", replacement, "io.open"),
+    ]
+    # pathlib of 3.10 keeps a copy in a class, where no scan of modules looks.
+    accessor = getattr(sys.modules.get("pathlib"), "_NormalAccessor", None)
+    if accessor is not None and vars(accessor).get("open") is original:
+        steps.append(Patch(accessor, "open", replacement, "pathlib._NormalAccessor.open"))
+    return [
+        *steps,
+        AliasScan(original, replacement, skip_modules={"_io", "_pyio"}, label="copies of open"),
+    ]
