@@ -47,7 +47,12 @@ def test_each_kind_has_a_level() -> None:
 
 def test_a_logger_that_is_off_renders_nothing(caplog: pytest.LogCaptureFixture) -> None:
     rendered: list[Finding] = []
-    sink = LogSink(lambda what: str(rendered.append(what)), "concagent.test_log")
+
+    def keep(what: Finding) -> str:
+        rendered.append(what)
+        return what.title
+
+    sink = LogSink(keep, "concagent.test_log")
 
     with caplog.at_level(logging.CRITICAL, "concagent.test_log"):
         sink(finding("deadlock"))
