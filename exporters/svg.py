@@ -113,7 +113,7 @@ def finding_svg(finding: Finding) -> str:
     members = [actor.id for actor in finding.actors if actor.role in ("member", "victim")]
     ring = next((r for actor in members if (r := scene.ring_from(actor))), ())
     behind = {actor.id for actor in finding.actors if actor.role in ("behind", "bystander")}
-    title = f"{finding.kind}, {finding.confidence}: {finding.title}"
+    title = f"{finding.title} ({finding.confidence})" if finding.confidence else finding.title
     return _Picture(scene, [ring] if ring else [], behind).document(title)
 
 

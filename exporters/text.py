@@ -19,6 +19,7 @@ from __future__ import annotations
 import linecache
 import os
 import platform
+import stat
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -201,7 +202,9 @@ def read_source_line(file: str, line: int) -> str:
         lines = known[2]
     else:
         try:
-            if os.path.getsize(file) > _SOURCE_BYTES:
+            status = os.stat(file)
+            # A code object may name anything as its file; opening a pipe would wait for a writer.
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _SOURCE_BYTES:
                 return ""
             with _real.open_file(file, encoding="utf-8", errors="replace") as stream:
                 lines = stream.readlines()
@@ -375,18 +378,20 @@ def _sentence(scene: Scene, actor: str, kind: str) -> str:
     found = scene.actors.get(actor)
     head = f"{scene.actor_name[actor]}{_identity(found)}"
     clauses = []
+    misused = kind == "misuse"
     if scene.holds.get(actor):
         held = enumerate_words(_described(scene, r) for r in scene.holds[actor])
         if kind == "orphaned-lock" and actor not in scene.waits:
             clauses.append(f"took {held} and has ended without releasing it")
         else:
-            clauses.append(f"holds {held}")
+            clauses.append(f"{'held' if misused else 'holds'} {held}")
     if actor in scene.waits:
         clauses.append(_wants(scene, actor, kind))
-    if not clauses:
-        site = scene.wait_sites.get(actor)
-        did = "did this at" if kind == "misuse" else "was at"
-        clauses.append(f"{did} {short_site(site)}" if site else "was there")
+    site = scene.wait_sites.get(actor)
+    if misused and site is not None and found is not None and found.role == "member":
+        clauses.append(f"did this at {short_site(site)}")
+    elif not clauses:
+        clauses.append(f"was at {short_site(site)}" if site else "was there")
     return f"{head} {' and '.join(clauses)}."
 
 

@@ -143,11 +143,17 @@ def test_actor_and_resource_known_only_from_edges_are_drawn() -> None:
     assert texts(root, "label") == ["waits"]
 
 
+def test_finding_without_a_word_of_confidence_has_none_in_its_title() -> None:
+    root = parsed(finding_svg(ring(2).with_changes(confidence="")))
+
+    assert texts(root, "title") == ["2 wait"]
+
+
 def test_finding_without_actors_is_an_empty_card() -> None:
     root = parsed(finding_svg(Finding("leak", "file", "proven", "1", "f", 0.0, 7, "a file")))
 
     assert boxes(root) == []
-    assert texts(root, "title") == ["leak, proven: a file"]
+    assert texts(root, "title") == ["a file (proven)"]
 
 
 def test_long_title_is_wrapped_and_long_names_are_cut() -> None:

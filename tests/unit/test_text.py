@@ -167,10 +167,11 @@ CASES = {
     ),
     "orphaned-lock": finding(
         "orphaned-lock",
-        'worker-1 has ended while it held lock "orders"; worker-2 waits for it',
+        'worker-2 waits for lock "orders", whose holder worker-1 has ended (acquired at bank.py:30 in transfer)',
+        detail="owner terminated",
         actors=(
-            actor(1, "worker-1", holds=("r1",)),
-            actor(2, "worker-2", "r1", role="behind", where=stack(41, "refresh")),
+            actor(2, "worker-2", "r1", where=stack(41, "refresh")),
+            actor(1, "worker-1", holds=("r1",), role="bystander"),
         ),
         resources=(ORDERS,),
         advice="Use `with`, so that an exception releases the lock.",
@@ -178,11 +179,15 @@ CASES = {
     ),
     "misuse": finding(
         "misuse",
-        'lock "orders" was released while it was free',
-        detail="double-release",
-        actors=(actor(1, "worker-1", where=stack(70, "refund")),),
-        resources=(lock(1, "orders", 12, None),),
-        advice="Release in one place only, or use `with`.",
+        'worker-2 releases rlock "orders", which worker-1 owns',
+        detail="foreign-release",
+        resource_kind="rlock",
+        actors=(
+            actor(2, "worker-2", where=stack(70, "refund")),
+            actor(1, "worker-1", holds=("r1",), role="bystander", where=stack(31, "transfer")),
+        ),
+        resources=(lock(1, "orders", 12, 1, kind="rlock"),),
+        advice="An RLock belongs to the thread that took it.",
     ),
     "long-wait": finding(
         "long-wait",
@@ -444,6 +449,15 @@ def test_finding_with_nobody_but_bystanders_shows_them_first() -> None:
     assert "What happens\n  web-1 (thread, pid 4711, native 4712) was at /srv/shop/bank.py:90 in page." in text
 
 
+def test_thread_that_ended_with_a_lock_held_it_when_it_did_so() -> None:
+    ended = actor(1, "worker-1", holds=("r1",), where=stack(70, "refund"))
+
+    text = render_finding(finding("misuse", "t", actors=(ended,), resources=(ORDERS,)), source_line=source_line)
+
+    assert 'native 4712) held lock "orders" (created' in text
+    assert "and did this at /srv/shop/bank.py:70 in refund." in " ".join(text.split())
+
+
 def test_threads_behind_a_ring_are_folded_with_their_names() -> None:
     many = tuple(
         actor(10 + i, f"web-{i}", "r1", role="behind", where=stack(41, "page"), waited=float(i)) for i in range(60)
@@ -633,7 +647,7 @@ def test_source_line_is_read_from_the_file(tmp_path: Path) -> None:
 
 
 def test_source_line_of_a_missing_or_odd_file_is_empty() -> None:
-    assert [read_source_line(name, 1) for name in ("/no/such", "<string>", "a\0b", "/")] == [""] * 4
+    assert [read_source_line(name, 1) for name in ("/no/such", "<string>", "a\0b", "/", "/dev/zero")] == [""] * 5
 
 
 def test_huge_file_is_not_read_for_a_source_line(tmp_path: Path) -> None:
