@@ -6,6 +6,7 @@ The wheel is built from a copy of the sources, once, without build isolation: th
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import concagent
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("agent", "hooks", "exporters", "docs")
@@ -62,6 +65,13 @@ def test_package_dir_and_packages_name_the_same() -> None:
     parser.read(ROOT / "setup.cfg")
 
     assert set(parser["options"]["packages"].split()) == set(packages())
+
+
+def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert declared
+    assert concagent.__version__ == declared[1]
 
 
 def test_the_wheel_has_every_module_and_only_under_concagent(wheel: Path) -> None:
