@@ -6,9 +6,9 @@ choice: ``faulthandler.register``.  We give it the write end of a pipe whose rea
 traceback, is of no interest; that something was written is the message.  The pipe does not block, so a handler never waits for
 us: when it is full, a request is pending anyway, and a hundred signals ask for one report.
 
-The former disposition comes back on ``close``.  A handler that the program had is chained: it runs after ours, and system calls
-are interrupted as they were before us.  Where there was none, ours is installed with ``SA_RESTART``; so the signal that would have
-killed the process does not even interrupt a system call.
+The former disposition comes back on ``close``.  A handler that the program had is chained: it runs after ours, and system
+calls are interrupted as they were before us.  Where there was none, ours is installed with ``SA_RESTART``; so the signal
+that would have killed the process does not even interrupt a system call.
 
 Assumes    the interrupted thread has a Python thread state, as the main thread has, which the kernel prefers.  If a program
            blocks the signal there and it lands in a thread of foreign C code, nothing is written and the request is lost.

@@ -59,7 +59,7 @@ USAGE: Final = "concagent run [OPTIONS] SCRIPT [ARGS] | -m MODULE [ARGS] | -c CO
 
 # The import system has these frozen; importlib.machinery would import more than we need.
 _external: Final[Any] = sys.modules["_frozen_importlib_external"]
-_builtin_importer: Final[Any] = sys.modules["_frozen_importlib"].BuiltinImporter  # type: ignore[attr-defined]
+_builtin_importer: Final[Any] = sys.modules["_frozen_importlib"].BuiltinImporter
 
 _PYC_HEADER_BYTES: Final = 16
 _BY_FLAG: Final = {option.flag: option for option in OPTIONS}
@@ -73,7 +73,7 @@ class HandOverError(Exception):
     """The program cannot be started; the plain interpreter shall say why.  ``__cause__`` is what we saw."""
 
 
-class Leave(BaseException):  # noqa: N818 - a jump, not an error
+class Leave(BaseException):
     """Carries control out of all frames; ``sys.excepthook`` takes it up.  Never seen by a program."""
 
 
@@ -228,7 +228,9 @@ class Program:
         sys.modules["__main__"] = module
         return namespace
 
-    def start(self, _kind: object = None, error: BaseException | None = None, trace: TracebackType | None = None) -> None:
+    def start(
+        self, _kind: object = None, error: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
         """Run the program to its end; called as ``sys.excepthook``, when no frame of the launcher is left.
 
         Returns normally after an unhandled exception, which has then been shown.
@@ -244,7 +246,7 @@ class Program:
         failure: BaseException | None = None
         try:
             if code is not None:
-                exec(code, namespace)  # noqa: S102 - this line is the program
+                exec(code, namespace)
             else:
                 from runpy import _run_module_as_main  # type: ignore[attr-defined]
 
@@ -306,7 +308,7 @@ def _flush_streams() -> None:
     for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
-        except Exception:  # noqa: BLE001, S110 - the interpreter ignores it here too, and complains at exit
+        except Exception:  # noqa: BLE001 - the interpreter ignores it here too, and complains at exit
             pass
 
 
@@ -347,7 +349,7 @@ def _show(error: BaseException) -> None:
 def _flush_stdout() -> None:
     try:
         sys.stdout.flush()
-    except Exception:  # noqa: BLE001, S110 - as above
+    except Exception:  # noqa: BLE001 - as above
         pass
 
 
@@ -363,7 +365,7 @@ def _die_of_sigint_at_exit() -> None:
     It does so if the last *string* that was executed raised KeyboardInterrupt; executing a code object does not count.
     """
     try:
-        exec("raise KeyboardInterrupt", {})  # noqa: S102 - see above
+        exec("raise KeyboardInterrupt", {})
     except KeyboardInterrupt:
         pass
 
@@ -422,8 +424,7 @@ def _load_script(plan: Plan, safe_path: bool) -> Program:
         path = os.path.join(directory, path) if directory else path
     if _has_importer(path):
         # A directory or a zip file goes to sys.path even with -P: it is the program.
-        program = Program([plan.target, *plan.arguments], path)
-        return program
+        return Program([plan.target, *plan.arguments], path)
     program = Program([plan.target, *plan.arguments], None if safe_path else os.path.dirname(os.path.realpath(path)))
     program.file = path
     try:
@@ -481,9 +482,9 @@ def _unmarshal(data: bytes) -> CodeType:
     """Return the code in a .pyc of this interpreter."""
     import marshal
 
+    if data[:4] != _external.MAGIC_NUMBER:
+        raise HandOverError
     try:
-        if data[:4] != _external.MAGIC_NUMBER:
-            raise ValueError("bad magic number")
         code = marshal.loads(data[_PYC_HEADER_BYTES:])
     except (ValueError, EOFError, TypeError) as error:
         raise HandOverError from error
@@ -504,10 +505,17 @@ def hand_over(plan: Plan, original: Sequence[str], our_arguments: int) -> NoRetu
         OSError: The interpreter cannot be executed.
     """
     head = list(original[: len(original) - our_arguments])
-    # What stands between the interpreter and us: its own options, then "-m concagent" or the path of our script.
-    own_options = head[1:-2] if len(head) >= 3 and head[-2] == "-m" else head[1:-1]
     _flush_streams()
-    os.execv(sys.executable, [head[0], *own_options, *plan.command])
+    os.execv(sys.executable, [head[0], *_interpreter_options(head), *plan.command])
+
+
+def _interpreter_options(head: list[str]) -> list[str]:
+    """Return what stands between the interpreter and us: without ``-m concagent``, or the path of our script."""
+    if len(head) < 3 or head[-1] != "concagent" or not head[-2].startswith("-"):
+        return head[1:-1]
+    # "-Im" is "-I -m".
+    letters = head[-2].removesuffix("m")
+    return head[1:-2] if letters == "-" else [*head[1:-2], letters]
 
 
 def launched_plainly() -> bool:
@@ -550,9 +558,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         plan = parse(given)
         try:
             program = load(plan)
-        except HandOverError as error:
+        except HandOverError:
             hand_over(plan, sys.orig_argv, len(given) + 1)
-            raise AssertionError from error  # pragma: no cover - execv does not return
         install(plan.options)
     except UsageError as error:
         raise SystemExit(_complain(f"{error}")) from None

@@ -1,0 +1,373 @@
+"""The control socket: who may ask, what is answered, and what is said when nobody is there to answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from concagent.errors import ConfigError
+from concagent.exporters import control
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+# A process with a control socket and nothing else of the agent.
+SERVER = """
+import os, select, sys
+from concagent.exporters.control import ControlServer, runtime_directory
+server = ControlServer(runtime_directory(), os.getpid(), {"report-text": lambda: b"a picture\\n"})
+print("ready", flush=True)
+while True:
+    select.select([server], [], [])
+    server.handle()
+"""
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test directories of its own."""
+    directory = tmp_path / "runtime"
+    directory.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return directory
+
+
+@contextlib.contextmanager
+def serving(server: control.ControlServer) -> Iterator[None]:
+    """Poll a server as the monitor does."""
+    stop, stopped = os.pipe()
+
+    def loop() -> None:
+        while True:
+            ready, _, _ = select.select([server, stop], [], [])
+            if stop in ready:
+                return
+            server.handle()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.write(stopped, b"x")
+        thread.join()
+        server.close()
+        os.close(stop)
+        os.close(stopped)
+
+
+@contextlib.contextmanager
+def process(program: str = SERVER, **options: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that says ``ready``."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True, **options
+    )  # type: ignore[call-overload]
+    try:
+        assert running.stdout.readline() == "ready\n"
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def server_of(commands: dict[str, object] | None = None, **options: object) -> control.ControlServer:
+    return control.ControlServer(
+        control.runtime_directory(),
+        os.getpid(),
+        commands or {"report-text": lambda: b"ok\n"},
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_answer_arrives_whole_however_long() -> None:
+    answer = os.urandom(3_000_000)
+    server = server_of({"report-text": lambda: answer})
+
+    with serving(server):
+        assert control.request(os.getpid(), "report-text") == answer
+
+
+def test_the_socket_and_its_directory_are_for_the_user_only(runtime: Path) -> None:
+    server = server_of()
+
+    with serving(server):
+        assert server.path == str(runtime / "concagent" / f"{os.getpid()}.sock")
+        assert stat.S_IMODE(os.stat(server.path).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(runtime / "concagent").st_mode) == 0o700
+    assert not os.path.exists(server.path)
+    assert server.fileno() == -1
+
+
+def test_an_unknown_command_is_refused_with_those_that_exist() -> None:
+    with serving(server_of()), pytest.raises(control.NoAnswerError, match=r"unknown command; there are: report-text"):
+        control.request(os.getpid(), "rm-rf")
+
+
+def test_a_command_that_fails_is_told_and_answered_without_its_message() -> None:
+    errors: list[Exception] = []
+
+    def broken() -> bytes:
+        raise ValueError("a secret")
+
+    server = server_of({"report-text": broken}, on_error=errors.append)
+    with serving(server), pytest.raises(control.NoAnswerError) as caught:
+        control.request(os.getpid(), "report-text")
+
+    assert "ValueError" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert [str(error) for error in errors] == ["a secret"]
+
+
+def test_each_connection_thread_is_made_known() -> None:
+    known: list[int] = []
+
+    with serving(server_of(on_thread=lambda: known.append(threading.get_ident()))):
+        control.request(os.getpid(), "report-text")
+        control.request(os.getpid(), "report-text")
+
+    assert len(known) == 2
+    assert threading.get_ident() not in known
+
+
+def test_a_silent_client_is_dropped_and_others_are_answered_meanwhile() -> None:
+    server = server_of(timeout=0.2)
+
+    with serving(server), socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(server.path)
+        assert control.request(os.getpid(), "report-text") == b"ok\n"
+        silent.settimeout(10)
+        while silent.recv(100):
+            pass
+
+
+def test_clients_in_excess_are_refused_at_once() -> None:
+    server = server_of(limit=2, timeout=30.0)
+
+    with serving(server), contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(server.path)
+        with pytest.raises(control.NoAnswerError, match=r"too many clients"):
+            control.request(os.getpid(), "report-text")
+
+
+def test_a_path_too_long_for_a_socket_address_is_reached_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+
+    with serving(server_of()) as _:
+        assert control.request(os.getpid(), "report-text") == b"ok\n"
+        assert [p.name for p in (deep / "concagent").iterdir()] == [f"{os.getpid()}.sock"]
+
+
+@pytest.mark.parametrize("flaw", ["symlink", "file", "open", pytest.param("foreign", marks=needs_root)])
+def test_a_directory_that_is_not_ours_alone_is_not_used(flaw: str, runtime: Path, tmp_path: Path) -> None:
+    place = runtime / "concagent"
+    if flaw == "symlink":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+    elif flaw == "file":
+        place.touch()
+    else:
+        place.mkdir(mode=0o700)
+        if flaw == "open":
+            place.chmod(0o750)
+        else:
+            os.chown(place, 4711, 4711)
+
+    assert control.runtime_directory() == str(tmp_path / f"concagent-{os.geteuid()}")
+
+
+def test_without_any_safe_directory_the_error_says_why(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runtime / "concagent").touch()
+    monkeypatch.setattr(control, "_directories", lambda *_: iter([str(runtime / "concagent")]))
+
+    with pytest.raises(ConfigError, match=r"cannot keep the control socket in .*: it is not a directory"):
+        control.runtime_directory()
+
+
+def test_another_process_is_asked_by_its_number() -> None:
+    with process() as running:
+        assert control.request(running.pid, "report-text") == b"a picture\n"
+
+
+def test_a_process_with_other_directories_than_ours_is_found(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "theirs")}
+
+    with process(env=environ) as running:
+        assert control.request(running.pid, "report-text") == b"a picture\n"
+
+
+def test_no_such_process_is_said() -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+
+    with pytest.raises(control.NoProcessError, match=rf"^no process {done.pid}$"):
+        control.request(done.pid, "report-text")
+
+
+def test_a_process_that_its_parent_has_not_buried_is_said() -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    done.stdout.read()
+    deadline = time.monotonic() + 10
+    while b") Z" not in Path(f"/proc/{done.pid}/stat").read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    with pytest.raises(control.NoProcessError, match="has ended"):
+        control.request(done.pid, "report-text")
+    done.wait()
+    done.stdout.close()
+
+
+def test_a_process_without_the_agent_is_said() -> None:
+    with (
+        process("import time\nprint('ready', flush=True)\ntime.sleep(60)") as running,
+        pytest.raises(control.NoAgentError, match=r"runs without concagent, or with socket=off"),
+    ):
+        control.request(running.pid, "report-text")
+
+
+def test_a_stale_socket_of_a_dead_process_is_removed_and_said(runtime: Path) -> None:
+    with process() as running:
+        pass
+    path = runtime / "concagent" / f"{running.pid}.sock"
+    assert path.exists()
+
+    with pytest.raises(control.NoProcessError, match="stale socket of it was removed"):
+        control.request(running.pid, "report-text")
+
+    assert not path.exists()
+
+
+def test_a_stale_socket_of_a_living_process_is_removed_and_said(runtime: Path) -> None:
+    with process("import time\nprint('ready', flush=True)\ntime.sleep(60)") as running:
+        (runtime / "concagent").mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as abandoned:
+            abandoned.bind(str(runtime / "concagent" / f"{running.pid}.sock"))
+
+        with pytest.raises(control.NoAgentError, match="its stale socket was removed"):
+            control.request(running.pid, "report-text")
+
+        assert list((runtime / "concagent").iterdir()) == []
+
+
+def test_a_server_removes_what_dead_processes_left_and_nothing_else(runtime: Path) -> None:
+    with process() as dead:
+        pass
+    with process() as alive:
+        (runtime / "concagent" / "notes.txt").touch()
+        server = server_of()
+        server.close()
+
+        names = {path.name for path in (runtime / "concagent").iterdir()}
+
+    assert names == {f"{alive.pid}.sock", "notes.txt"}
+    assert f"{dead.pid}.sock" not in names
+
+
+def test_a_stopped_process_does_not_answer_in_time() -> None:
+    with process("import signal, os, threading\n" + SERVER) as running:
+        os.kill(running.pid, 19)
+        with pytest.raises(control.NoAnswerError, match=r"did not answer within 0.3 s"):
+            control.request(running.pid, "report-text", timeout=0.3)
+
+
+@needs_root
+def test_a_process_of_another_user_is_said() -> None:
+    program = """
+        import os, sys
+        from concagent.exporters import control
+        os.setuid(4711)
+        try:
+            control.request(int(sys.argv[1]), "report-text")
+        except control.ForeignProcessError as error:
+            print(error)
+        """
+    with process() as running:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), str(running.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert done.stdout == f"process {running.pid} belongs to another user (id 0); ask as that user or as root\n"
+
+
+@needs_root
+def test_the_peer_is_checked_even_where_the_directory_lets_it_in(runtime: Path) -> None:
+    program = """
+        import os, socket, sys
+        os.chdir(sys.argv[1])
+        os.setuid(4711)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(sys.argv[2])
+        try:
+            connection.sendall(b"report-text\\n")
+        except BrokenPipeError:
+            pass
+        print(connection.recv(1000))
+        """
+    server = server_of()
+
+    with serving(server):
+        os.chmod(runtime / "concagent", 0o755)
+        os.chmod(server.path, 0o666)
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), str(runtime / "concagent"), os.path.basename(server.path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "this process belongs to another user" in done.stdout, done.stderr
+
+
+def test_a_forked_child_listens_on_its_own_socket_and_leaves_the_parents_alone(runtime: Path) -> None:
+    server = server_of()
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            server.after_fork_in_child()
+            mine = os.path.exists(runtime / "concagent" / f"{os.getpid()}.sock")
+            server.close()
+            gone = not os.path.exists(runtime / "concagent" / f"{os.getpid()}.sock")
+            os.write(write_end, repr((mine, gone)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+    with serving(server):
+        assert os.read(read_end, 100) == b"(True, True)"
+        assert control.request(os.getpid(), "report-text") == b"ok\n"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_second_server_of_the_same_process_is_refused() -> None:
+    server = server_of()
+
+    with serving(server), pytest.raises(ConfigError, match="another process listens"):
+        server_of()
+
+
+def test_a_word_that_is_no_command_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be a command"):
+        server_of({"Rm -rf": lambda: b""})
