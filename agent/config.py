@@ -41,7 +41,7 @@ MAX_SECONDS: Final = 100 * 365 * 24 * 3600.0
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-_DURATION: Final = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(ms|s|m|h|d)?", re.ASCII | re.IGNORECASE)
+_DURATION: Final = r"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(ms|s|m|h|d)?"
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 # Signals that no handler gets, and those that faulthandler keeps for crashes and will not register.
 _UNUSABLE_SIGNALS: Final = frozenset({"SIGKILL", "SIGSTOP", "SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL"})
@@ -54,7 +54,10 @@ class NotAllowedError(ValueError):
 
 
 class OptionType(Protocol):
-    """What an option's values are.  Each raises a ValueError for what is not allowed."""
+    """What an option's values are.  Each raises a ValueError for what is not allowed.
+
+    The types are plain classes, not dataclasses, which would take half a millisecond each of every program's start.
+    """
 
     @property
     def allowed(self) -> str:
@@ -70,9 +73,10 @@ class OptionType(Protocol):
         """Return the text that ``parse`` turns into this value."""
 
 
-@dataclass(frozen=True, slots=True)
 class Switch:
     """True or False."""
+
+    __slots__ = ()
 
     @property
     def allowed(self) -> str:
@@ -97,13 +101,16 @@ class Switch:
         return "on" if value else "off"
 
 
-@dataclass(frozen=True, slots=True)
 class Integer:
     """A whole number in a closed range, or None where ``optional``."""
 
-    low: int
-    high: int
-    optional: bool = False
+    __slots__ = ("high", "low", "optional")
+
+    def __init__(self, low: int, high: int, *, optional: bool = False) -> None:
+        """Keep the bounds, both allowed."""
+        self.low = low
+        self.high = high
+        self.optional = optional
 
     @property
     def allowed(self) -> str:
@@ -132,11 +139,14 @@ class Integer:
         return _NONE if value is None else str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Duration:
     """Seconds as a float; zero is allowed unless ``positive``."""
 
-    positive: bool = False
+    __slots__ = ("positive",)
+
+    def __init__(self, *, positive: bool = False) -> None:
+        """Keep whether zero is too short."""
+        self.positive = positive
 
     @property
     def allowed(self) -> str:
@@ -154,21 +164,24 @@ class Duration:
 
     def parse(self, text: str) -> float:
         """Return the seconds of a number with an optional unit."""
-        match = _DURATION.fullmatch(text)
+        match = re.fullmatch(_DURATION, text.lower())
         if match is None:
             raise NotAllowedError
-        return self.convert(float(match[1]) * _UNIT_SECONDS[(match[2] or "s").lower()])
+        return self.convert(float(match[1]) * _UNIT_SECONDS[match[2] or "s"])
 
     def format(self, value: Any) -> str:
         """Return the seconds as digits without unit."""
         return repr(float(value)).removesuffix(".0")
 
 
-@dataclass(frozen=True, slots=True)
 class Choice:
     """One of a few words."""
 
-    words: tuple[str, ...]
+    __slots__ = ("words",)
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        """Keep the words, in lower case."""
+        self.words = words
 
     @property
     def allowed(self) -> str:
@@ -190,11 +203,14 @@ class Choice:
         return str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Choices:
     """Any number of a few words, without repetition, in the order of the table."""
 
-    words: tuple[str, ...]
+    __slots__ = ("words",)
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        """Keep the words, in lower case."""
+        self.words = words
 
     @property
     def allowed(self) -> str:
@@ -217,9 +233,10 @@ class Choices:
         return ",".join(value) or _NONE
 
 
-@dataclass(frozen=True, slots=True)
 class PathName:
     """A path, kept as the string that was given, or None."""
+
+    __slots__ = ()
 
     @property
     def allowed(self) -> str:
@@ -248,9 +265,10 @@ class PathName:
         return "./none" if value == _NONE else str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Address:
     """A host name or an address to listen on."""
+
+    __slots__ = ()
 
     @property
     def allowed(self) -> str:
@@ -275,9 +293,10 @@ class Address:
         return str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Urls:
     """Any number of http or https URLs."""
+
+    __slots__ = ()
 
     @property
     def allowed(self) -> str:
@@ -303,9 +322,10 @@ class Urls:
         return ",".join(value) or _NONE
 
 
-@dataclass(frozen=True, slots=True)
 class SignalName:
     """The name of a signal that can be handled, or ``off``."""
+
+    __slots__ = ()
 
     @property
     def allowed(self) -> str:

@@ -40,9 +40,10 @@ _PATTERNS: Final = ("frame", "lock", "file")
 _SINGLE: Final = ("fingerprint", "reason", "expires")
 _KEYS: Final = (*_PATTERNS, *_SINGLE)
 
-_HEAD: Final = re.compile(r"([^\s:=\"#]+)\s*:")
-_ITEM: Final = re.compile(r"([A-Za-z_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]\S*|))(?=\s|$)")
-_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# Strings, compiled at their first use: most programs have no suppression file.
+_HEAD: Final = r"([^\s:=\"#]+)\s*:"
+_ITEM: Final = r"([A-Za-z_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s\"]\S*|))(?=\s|$)"
+_DATE: Final = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class _Parser:
 
     def _split(self) -> tuple[str, list[tuple[str, str]]]:
         """Return the kind and the pairs of word and value; a ``#`` after a blank begins a comment."""
-        head = _HEAD.match(self._line)
+        head = re.match(_HEAD, self._line)
         if head is None:
             raise self._error("no kind at the beginning", "KIND: word=value ..., such as deadlock: lock=orders")
         kind = head[1]
@@ -209,7 +210,7 @@ class _Parser:
         items: list[tuple[str, str]] = []
         rest = self._line[head.end() :].lstrip()
         while rest and not rest.startswith("#"):
-            item = _ITEM.match(rest)
+            item = re.match(_ITEM, rest)
             if item is None:
                 raise self._error(f"cannot read {rest!r}", 'word=value or word="a value with blanks"')
             quoted = item[2]
@@ -222,7 +223,7 @@ class _Parser:
         """Return the date; only one of its many ISO forms is allowed, so that all Python versions agree."""
         allowed = f"a date such as 2027-01-31, at most {MAX_YEARS_AHEAD} years ahead; none at all for ever"
         try:
-            day = date.fromisoformat(text) if _DATE.fullmatch(text) else None
+            day = date.fromisoformat(text) if re.fullmatch(_DATE, text) else None
         except ValueError:
             day = None
         if day is None or day.year > self._today.year + MAX_YEARS_AHEAD:
