@@ -34,8 +34,9 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     if code is None:
         return "bare"
     instructions = _instructions(code)
-    at = next((i for i, ins in enumerate(instructions) if ins.offset == lasti), None)
-    if at is None:
+    # During a call the offset is that of the call or, on 3.11 and 3.12, of the last inline cache behind it.
+    at = max((i for i, ins in enumerate(instructions) if ins.offset <= lasti), default=-1)
+    if at < 0:
         return "bare"
     taken = _called(instructions, at)
     if taken is None:

@@ -39,6 +39,9 @@ OTHER: Final = CallSite("other", 0, "other")
 UNKNOWN: Final = CallSite("unknown", 0, "unknown")
 MAX_SITES: Final = 4096
 
+# Bound here: at the very end the interpreter empties modules, and finalizers still come.
+_is_finalizing: Final = sys.is_finalizing
+
 
 class OpeningLike(Protocol):
     """What a record keeps of one opened resource; hashable by identity or as a weak reference."""
@@ -206,7 +209,7 @@ class Openings:
         """Record that the resource was destroyed while open.  Safe in finalizers."""
         record = opening.record
         record.alive.pop(opening, None)
-        if not self.active or not record.live or sys.is_finalizing():
+        if not self.active or not record.live or _is_finalizing():
             return  # what the interpreter tears down at its end is no leak, and nobody reads it any more
         next(record.collected)
         if not self._pending:

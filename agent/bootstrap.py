@@ -1,0 +1,467 @@
+"""The composition root: what `install` puts together and `uninstall` takes apart.
+
+Everything that can be refused is tried before the first patch: options, the suppressions file, the findings file, the
+port, the socket.  What was opened is on a stack of undo steps; if a later step fails they are undone in reverse order,
+and the caller gets the first error and a program as it was.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+from datetime import date
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from concagent import _real, core, snapshots, state
+from concagent.config import Config
+from concagent.delivery import Delivery
+from concagent.errors import ConcagentError, ConfigError, PatchError
+from concagent.leakwatch import LeakWatch
+from concagent.model import AgentStats, Finding, Report
+from concagent.monitor import Monitor
+from concagent.openings import Openings
+from concagent.picture import Picture
+from concagent.statistics import Statistics
+from concagent.suppressions import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from concagent.exporters.control import ControlServer
+    from concagent.exporters.http import Endpoint
+    from concagent.suppressions import Suppression
+
+logger = logging.getLogger("concagent")
+_agent: Agent | None = None
+_early_callbacks: list[Callable[[Finding], object]] = []
+
+
+def install(**options: Any) -> Agent:
+    """Start the agent; see `concagent.install`."""
+    global _agent
+    if _agent is not None:
+        if options:
+            logger.info("concagent is already installed; the options of the first install stay in force")
+        return _agent
+    config = Config.from_sources(options, os.environ)
+    core.choose(config.core)
+    agent = Agent(config)
+    agent._start()
+    _agent = agent
+    for callback in _early_callbacks:
+        agent.on_finding(callback)
+    _early_callbacks.clear()
+    return agent
+
+
+def uninstall() -> None:
+    """Stop the agent; see `concagent.uninstall`."""
+    global _agent
+    agent, _agent = _agent, None
+    if agent is not None:
+        agent._stop()
+
+
+def running() -> Agent:
+    """Return the running agent.
+
+    Raises:
+        ConcagentError: There is none.
+    """
+    if _agent is None:
+        raise ConcagentError("concagent is not installed in this process; call concagent.install() first")
+    return _agent
+
+
+def findings() -> tuple[Finding, ...]:
+    """Return the findings so far, () without an agent."""
+    return _agent.findings() if _agent is not None else ()
+
+
+def on_finding(callback: Callable[[Finding], object]) -> None:
+    """Subscribe now, or as soon as there is an agent."""
+    if _agent is not None:
+        _agent.on_finding(callback)
+    else:
+        _early_callbacks.append(callback)
+
+
+def report(file: IO[str] | None, format: str) -> None:  # noqa: A002 - the contract's name
+    """Write the full live picture as text, json or dot."""
+    text = running().render(format)
+    print(text, file=file if file is not None else sys.stderr)
+
+
+def name(lock: object, name: str) -> None:
+    """Name a lock; see `concagent.name`."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a lock's name must be a non-empty string, not {name!r}", option="name", value=repr(name))
+    cell = state.existing_cell(lock)
+    if cell is None and hasattr(lock, "__dict__"):
+        cell = state.sync_cell(lock, type(lock).__name__.lower())
+    if cell is None:
+        message = f"cannot name {lock!r}: it was made before install, or is not a lock; create it after install"
+        raise ConfigError(message, option="name", value=repr(lock))
+    cell.name = name
+
+
+class Agent:
+    """A running agent; made by `install` only.
+
+    Attributes:
+        config: The options in force.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Prepare everything that touches nothing outside of the agent."""
+        self.config = config
+        self.openings = Openings(on_unclosed=self._wake)
+        self.monitor = Monitor(config, _read_suppressions(config.suppressions), date.today)
+        self.statistics_source = Statistics(self.monitor, self.openings)
+        self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, state.count_error)
+        self._leaks = LeakWatch(self.openings, config, self.monitor.publish)
+        self._undo: list[tuple[str, Callable[[], object]]] = []
+        self._at_fork: list[Any] = []
+        self._endpoint: Endpoint | None = None
+        self._control: ControlServer | None = None
+        self._adoption: Any = None
+        self._paused = False
+        self._installed = False
+
+    # ------------------------------------------------------------ what users ask
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what was found in this process so far, oldest first."""
+        self.monitor.flush()
+        return self.monitor.ledger.findings()
+
+    def on_finding(self, callback: Callable[[Finding], object]) -> None:
+        """Call ``callback`` with each new finding, on a thread of the agent; one that raises is removed."""
+        self._callbacks.add_callback(callback)
+
+    def remove_callback(self, callback: Callable[[Finding], object]) -> bool:
+        """Stop calling ``callback``; False if it was not subscribed."""
+        return self._callbacks.remove_callback(callback)
+
+    def snapshot(self) -> Picture:
+        """Return who holds what and who waits for what, now, with every stack."""
+        return Picture.of(snapshots.take(stacks=True, stack_limit=self.config.stack_depth))
+
+    def statistics(self) -> AgentStats:
+        """Return the agent's counters, frozen."""
+        return self.statistics_source.read()
+
+    def report(self, trigger: str = "request") -> Report:
+        """Return the full live picture."""
+        picture, rings = self.monitor.report(trigger)
+        from concagent import __version__
+
+        return Report(
+            snapshot=picture,
+            rings=rings,
+            findings=self.monitor.ledger.findings(),
+            stats=self.statistics(),
+            trigger=trigger,
+            python=sys.version.split()[0],
+            command=" ".join(sys.orig_argv),
+            version=__version__,
+        )
+
+    def render(self, format: str = "text", trigger: str = "request") -> str:  # noqa: A002 - the contract's name
+        """Return the full live picture as ``text``, ``json`` or ``dot``.
+
+        Raises:
+            ConfigError: The format is another one.
+        """
+        made = self.report(trigger)
+        if format == "text":
+            from concagent.exporters.text import render_report
+
+            return render_report(made)
+        if format == "json":
+            from concagent.exporters.json import report_to_json
+
+            return report_to_json(made)
+        if format == "dot":
+            from concagent.exporters.dot import snapshot_dot
+
+            return snapshot_dot(made.snapshot, rings=made.rings)
+        message = f"format is {format!r}; allowed are text, json, dot"
+        raise ConfigError(message, option="format", value=repr(format), allowed="text, json, dot")
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Return the port that is listened on, None without an endpoint."""
+        return self._endpoint.port if self._endpoint is not None else None
+
+    @property
+    def patched(self) -> tuple[str, ...]:
+        """Return the labels of what is replaced, in order."""
+        return self._patches.labels()
+
+    # ------------------------------------------------------------ start
+
+    def _start(self) -> None:
+        self._refuse_foreign_patches()
+        try:
+            self._open_sinks()
+            self._open_listeners()
+            self._apply_patches()
+            self._listen_to_signal()
+            self._start_thread()
+        except BaseException:
+            self._undo_all()
+            raise
+        self._installed = True
+
+    def _refuse_foreign_patches(self) -> None:
+        from concagent.hooks import locks
+
+        who = locks.foreign_patch()
+        if who is not None:
+            raise PatchError(
+                f"cannot patch threading.Lock: already replaced by {who}; start concagent first, before {who} patches, or "
+                "leave it out: a lock that is not an operating system lock is not one that this agent can watch"
+            )
+
+    def _open_sinks(self) -> None:
+        from concagent.exporters.text import render_finding
+
+        config, monitor = self.config, self.monitor
+        if config.findings is not None:
+            from concagent.exporters.findings_file import FindingsFile
+
+            file = FindingsFile(config.findings)
+            self._undo.append(("findings file", file.close))
+            monitor.sinks.append(("findings", file.write))
+        if config.stderr:
+            from concagent.reporting import write_stderr
+
+            monitor.sinks.append(("stderr", lambda finding: write_stderr(render_finding(finding) + "\n")))
+        if config.log:
+            from concagent.exporters.log import LogSink
+
+            self._callbacks.add_sink("log", LogSink(render_finding))
+        for url in config.webhook:
+            from concagent.exporters.alerts import Webhook
+
+            self._callbacks.add_sink("webhook", Webhook(url, config.alert_timeout))
+        for url in config.alertmanager:
+            from concagent.exporters.alerts import Alertmanager
+
+            self._callbacks.add_sink("alertmanager", Alertmanager(url, config.alert_timeout))
+        monitor.sinks.append(("delivery", self._callbacks.put))
+
+    def _open_listeners(self) -> None:
+        def count_error(error: Exception) -> None:
+            state.count_error("listener", error)
+
+        if self.config.metrics_port is not None:
+            from concagent.exporters.http import Endpoint
+
+            address, port = self.config.metrics_address, self.config.metrics_port
+            endpoint = Endpoint(address, port, self._routes(), on_thread=core.mark_agent_thread, on_error=count_error)
+            self._endpoint = endpoint
+            self._add_service("endpoint", endpoint)
+        if self.config.socket and hasattr(os, "fork"):
+            from concagent.exporters.control import ControlServer, report_commands, runtime_directory
+
+            try:
+                self._control = ControlServer(
+                    runtime_directory(),
+                    os.getpid(),
+                    report_commands(lambda: self.report("concagent report")),
+                    on_thread=core.mark_agent_thread,
+                    on_error=count_error,
+                )
+            except ConfigError as error:  # a read-only system must not keep the agent from its work
+                logger.info("`concagent report PID` will not work: %s", error)
+            else:
+                self._add_service("control socket", self._control)
+
+    def _add_service(self, label: str, service: Any) -> None:
+        self.monitor.services.append(service)
+        self._undo.append((label, service.close))
+        self._at_fork.append(service)
+
+    def _routes(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
+        from concagent.exporters.prometheus import CONTENT_TYPE, Collector
+
+        from concagent import __version__
+
+        collector = Collector(self.statistics, __version__, on_error=lambda error: state.count_error("scrape", error))
+        self._at_fork.append(collector)
+
+        def graph() -> tuple[str, bytes]:
+            from concagent.exporters.svg import snapshot_svg
+
+            picture, rings = self.monitor.report("graph")
+            return "image/svg+xml; charset=utf-8", snapshot_svg(picture, rings=rings).encode("utf-8", "backslashreplace")
+
+        return {
+            "/metrics": lambda: (CONTENT_TYPE, collector.render()),
+            "/healthz": lambda: ("text/plain; charset=utf-8", b"ok\n"),
+            "/report": lambda: (
+                "text/plain; charset=utf-8",
+                self.render("text", "GET /report").encode("utf-8", "backslashreplace"),
+            ),
+            "/graph": graph,
+        }
+
+    def _apply_patches(self) -> None:
+        from concagent import exporters, hooks
+        from concagent.hooks import files, fork, locks, sync, threads
+        from concagent.hooks.patching import PatchSet
+
+        snapshots.set_own_folders([*hooks.__path__, *exporters.__path__])
+        self._patches = PatchSet()
+        families = self.config.patch
+        if "locks" in families:
+            limit = self.config.class_limit
+            locks.add_patches(self._patches, lambda: core.start(self.monitor, class_limit=limit), core.stop)
+            if self.config.adopt:
+                self._adoption = locks.Adoption()
+                self._patches.add(self._adoption)
+        if "sync" in families:
+            sync.add_patches(self._patches)
+        if "threads" in families:
+            threads.add_patches(self._patches)
+        if "files" in families and self.config.files:
+            self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
+            self.monitor.tick_hooks.append(self._leaks.look)
+        self._patches.apply()
+        self._undo.append(("patches", self._patches.restore))
+        if self._adoption is not None:
+            state.untracked_locks = self._adoption.untracked
+        fork.listen(self, state.count_error)
+        self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
+
+    def _is_agent_thread(self) -> bool:
+        return bool(core.current_record().agent)
+
+    def _listen_to_signal(self) -> None:
+        if self.config.report_signal == "off":
+            return
+        from concagent.reporting import SignalReports
+        from concagent.reportsignal import ReportSignal
+
+        number = getattr(signal, self.config.report_signal, None)
+        try:
+            if number is None:
+                raise PatchError(f"this system has no signal {self.config.report_signal}")
+            listener = ReportSignal(int(number))
+        except PatchError as error:
+            logger.info("no report on a signal: %s; `concagent report %d` still works", error, os.getpid())
+            return
+        directory = None
+        if self.config.report_to != "stderr":
+            from concagent.exporters.control import runtime_directory
+            from concagent.exporters.report_file import ReportDirectory
+
+            path = self.config.report_dir or os.path.join(runtime_directory(), "reports")
+            directory = ReportDirectory(path)
+        to_stderr = self.config.report_to != "file"
+        text = lambda: self.render("text", self.config.report_signal)  # noqa: E731
+        self.monitor.services.append(SignalReports(listener, text, directory, to_stderr))
+        self._undo.append(("report signal", listener.close))
+        self._at_fork.append(listener)
+
+    def _start_thread(self) -> None:
+        self.monitor.start()
+        self._undo.append(("monitor", self.monitor.close))
+        self._undo.append(("monitor thread", self.monitor.stop))
+        atexit.register(self._at_exit)
+        self._undo.append(("exit hook", lambda: atexit.unregister(self._at_exit)))
+
+    # ------------------------------------------------------------ stop
+
+    def _stop(self) -> None:
+        self.monitor.flush()
+        failures = self._undo_all()
+        self._installed = False
+        self._callbacks.drain(1.0)
+        if failures:
+            raise PatchError(f"uninstalled, but: {'; '.join(failures)}")
+
+    def _undo_all(self) -> list[str]:
+        failures = []
+        while self._undo:
+            label, step = self._undo.pop()
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - border: one failure must not keep the rest from being undone
+                failures.append(f"{label}: {error}")
+        self.monitor.services.clear()
+        return failures
+
+    def _at_exit(self) -> None:
+        """Say what is left to say, then fall silent: what finalization does to locks and files is nobody's bug."""
+        self.monitor.flush()
+        if self.monitor.stop():
+            self._leaks.look_at_exit()
+        core.stop()
+        self.openings.stop()
+        self._callbacks.drain(2.0)
+        for service in (self._control, self._endpoint):
+            if service is not None:
+                service.close()
+
+    # ------------------------------------------------------------ fork
+
+    def before_fork(self) -> None:
+        """Let a program with one thread have one thread while it forks."""
+        if self._adoption is not None:
+            self._adoption.before_fork()
+        from concagent.hooks import fork
+
+        others = set(_real.current_frames()) - self.monitor.idents - {_real.get_ident()}
+        if fork.WARNS_ABOUT_THREADS and not others and self.monitor.is_running():
+            self._paused = self.monitor.stop(0.5)
+            if self._paused:
+                self.monitor.wait_until_gone()
+
+    def after_fork_in_parent(self) -> None:
+        """Bring the thread back, after CPython has counted threads."""
+        if self._adoption is not None:
+            self._adoption.after_fork_in_parent()
+        if self._paused:
+            from concagent.hooks import fork
+
+            self._paused = False
+            fork.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._installed and _agent is self:
+            self.monitor.start()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: no findings, no threads but the caller's, sockets and pipes of our own."""
+        self._paused = False
+        core.after_fork_in_child()
+        state.after_fork_in_child()
+        if self._adoption is not None:
+            self._adoption.after_fork_in_child()
+        self.openings.after_fork_in_child()
+        self._callbacks.after_fork_in_child()
+        self.monitor.after_fork_in_child()
+        for part in self._at_fork:
+            part.after_fork_in_child()
+        self.monitor.start()
+
+    def _wake(self) -> None:
+        self.monitor.wake()
+
+
+def _read_suppressions(path: str | None) -> tuple[Suppression, ...]:
+    if path is None:
+        return ()
+    try:
+        with _real.open_file(path, encoding="utf-8") as file:
+            text = cast("str", file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"option suppressions is {path!r}, which cannot be read: {error}"
+        raise ConfigError(message, option="suppressions", value=repr(path), allowed="a readable file") from error
+    return parse(text, path, date.today())

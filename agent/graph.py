@@ -1,0 +1,241 @@
+"""Pure functions of a snapshot: rings, reduction, and the two classic graphs.
+
+A ring of resources with one holder each (locks, threads that are joined) is a deadlock by itself: every member waits for
+exactly one other, so "who waits for whom" is a function, and its cycles are found by following it.  Where several could end
+a wait (permits of a semaphore, whoever may notify or set), a ring proves nothing, and we *reduce* instead: take
+everybody who can go on, let him release what he holds and signal whom he can, take everybody who can go on now, until
+nothing changes.  Who is left can be freed by no order of releases.
+
+Reduction assumes the best of the living: a live actor is supposed to release what it holds, and to signal any condition,
+event, queue or semaphore.  So the residue is never too large, and "nobody left to signal" needs that nobody is alive at
+all.  ``signals=False`` asks the sharper question, whether those who *hold* could end the waits; its answer is a suspicion.
+
+Invariants R1 an actor in the residue waits untimed, and everybody who could end its wait is in the residue or has ended.
+           R2 the residue of a larger set of live actors is a subset (monotone), so a missed edge loses, never invents.
+Cost       linear in actors + edges.
+Sources    Holt, Some Deadlock Properties of Computer Systems, ACM Comput. Surv. 4(3), 1972.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from concagent.errors import InvariantError
+from concagent.model import SINGLE_HOLDER_KINDS, AssignmentEdge, RequestEdge, Resource, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_GOING_ON = frozenset({"live", "timed"})
+
+
+def check_invariants(snapshot: Snapshot) -> None:
+    """Check P1-P3 of ``model``.
+
+    Raises:
+        InvariantError: An edge names somebody unlisted, an actor waits twice, or a tuple is not sorted.
+    """
+    actors = [actor.serial for actor in snapshot.actors]
+    resources = [resource.serial for resource in snapshot.resources]
+    waiting = [edge.actor for edge in snapshot.requests]
+    if actors != sorted(set(actors)) or resources != sorted(set(resources)):
+        raise InvariantError("P3: actors or resources are not sorted by serial, or listed twice")
+    if len(waiting) != len(set(waiting)):
+        raise InvariantError("P2: an actor has two request edges")
+    ends = {(edge.actor, edge.resource) for edge in snapshot.requests}
+    ends |= {(edge.holder, edge.resource) for edge in snapshot.assignments}
+    known_actors, known_resources = set(actors), set(resources)
+    for actor, resource in ends:
+        if actor not in known_actors or resource not in known_resources:
+            raise InvariantError(f"P1: an edge names actor {actor} or resource {resource}, which is not listed")
+
+
+def successors(snapshot: Snapshot) -> dict[int, int]:
+    """Return waiter -> holder for every untimed wait for something that exactly one actor holds."""
+    resources = {resource.serial: resource for resource in snapshot.resources}
+    holders = _holders(snapshot)
+    ended = {actor.serial for actor in snapshot.actors if actor.state == "ended"}
+    result = {}
+    for edge in snapshot.requests:
+        held_by = holders.get(edge.resource, ())
+        resource = resources[edge.resource]
+        single = resource.kind in SINGLE_HOLDER_KINDS and not resource.signal_mode
+        if single and not edge.timed and len(held_by) == 1 and held_by[0].holder not in ended:
+            result[edge.actor] = held_by[0].holder
+    return result
+
+
+def find_rings(snapshot: Snapshot) -> tuple[tuple[int, ...], ...]:
+    """Return the cycles of waits, each as actor serials in waiting order from the smallest, sorted.
+
+    Each actor waits for at most one other here, so cycles are disjoint and each actor is visited once.
+    """
+    following = successors(snapshot)
+    seen: set[int] = set()
+    rings = []
+    for start in sorted(following):
+        path: list[int] = []
+        at = start
+        while at in following and at not in seen:
+            seen.add(at)
+            path.append(at)
+            at = following[at]
+        if at in path:
+            ring = path[path.index(at) :]
+            first = ring.index(min(ring))
+            rings.append(tuple(ring[first:] + ring[:first]))
+    return tuple(sorted(rings))
+
+
+def behind(snapshot: Snapshot, members: Iterable[int]) -> tuple[int, ...]:
+    """Return the actors that wait, directly or through others, for somebody in ``members``, sorted, without them."""
+    following = successors(snapshot)
+    waiters: dict[int, list[int]] = defaultdict(list)
+    for waiter, holder in following.items():
+        waiters[holder].append(waiter)
+    inside = set(members)
+    found: set[int] = set()
+    work = list(inside)
+    while work:
+        for waiter in waiters[work.pop()]:
+            if waiter not in inside and waiter not in found:
+                found.add(waiter)
+                work.append(waiter)
+    return tuple(sorted(found))
+
+
+def reduce(snapshot: Snapshot, *, signals: bool = True) -> frozenset[int]:
+    """Return the actors that no order of releases can unblock.
+
+    Args:
+        snapshot: Need not be confirmed; then the answer is a suspicion.
+        signals: True supposes that any live actor may signal anything and release any bare or signal-mode Lock; False
+            that permits come back from their holders only (conditions, events, barriers and queues are freed either way).
+
+    Returns:
+        Serials of the residue, empty in the good case.  Holds those stuck *behind* a ring too; see ``find_rings``.
+
+    Raises:
+        InvariantError: An edge names an unknown serial (P1).
+    """
+    try:
+        return _Reduction(snapshot, signals).run()
+    except KeyError as error:
+        raise InvariantError(f"P1: an edge names serial {error}, which is not listed") from error
+
+
+def is_bare(edge: AssignmentEdge, waiter: int) -> bool:
+    """Return whether the hold may be a signal: nothing says that the holder releases it, or the holder awaits it himself.
+
+    ``acquire(); start(thread); acquire(); release()`` waits for a thread to release; only a release in a ``finally`` says no.
+    """
+    return edge.discipline == "bare" or (edge.discipline == "later" and edge.holder == waiter)
+
+
+class _Reduction:
+    """One run: a work list of actors that can go on."""
+
+    def __init__(self, snapshot: Snapshot, signals: bool) -> None:
+        self.signals = signals
+        self.resources = {resource.serial: resource for resource in snapshot.resources}
+        self.holders = _holders(snapshot)
+        self.held_by: dict[int, list[AssignmentEdge]] = defaultdict(list)
+        for edge in snapshot.assignments:
+            self.held_by[edge.holder].append(edge)
+        states = {actor.serial: actor.state for actor in snapshot.actors}
+        self.blocked = {e.actor: e for e in snapshot.requests if not e.timed and states[e.actor] == "blocked"}
+        self.work = [serial for serial, state in states.items() if state in _GOING_ON]
+        self.work += [e.actor for e in snapshot.requests if states[e.actor] == "blocked" and e.timed]
+        self.waiters: dict[int, list[int]] = defaultdict(list)
+        for edge in self.blocked.values():
+            self.waiters[edge.resource].append(edge.actor)
+        self.freed: set[int] = set()
+        self.anybody = bool(self.work)
+
+    def run(self) -> frozenset[int]:
+        for edge in list(self.blocked.values()):
+            if self._ends_by_itself(edge):
+                self.work.append(edge.actor)
+        if self.anybody:
+            self._free_what_anybody_can_end()
+        while self.work:
+            actor = self.work.pop()
+            if actor in self.freed:
+                continue
+            self.freed.add(actor)
+            self.blocked.pop(actor, None)
+            if not self.anybody:  # the first one to go on may signal, too
+                self.anybody = True
+                self._free_what_anybody_can_end()
+            for edge in self.held_by[actor]:
+                self.work += self.waiters[edge.resource]
+        return frozenset(self.blocked)
+
+    def _ends_by_itself(self, edge: RequestEdge) -> bool:
+        """A free unit, or a single-holder resource whose holder nobody knows: foreign code may hold and release it."""
+        resource = self.resources[edge.resource]
+        if resource.kind in SINGLE_HOLDER_KINDS:
+            return not self.holders.get(edge.resource) and not resource.signal_mode
+        return bool(resource.kind == "semaphore" and resource.permits)
+
+    def _free_what_anybody_can_end(self) -> None:
+        for edge in list(self.blocked.values()):
+            if self._anybody_can_end(edge.actor, self.resources[edge.resource]):
+                self.work.append(edge.actor)
+
+    def _anybody_can_end(self, waiter: int, resource: Resource) -> bool:
+        if resource.kind in SINGLE_HOLDER_KINDS:
+            held_by = self.holders.get(resource.serial, ())
+            return resource.signal_mode or (self.signals and any(is_bare(edge, waiter) for edge in held_by))
+        if resource.kind == "semaphore" and not self.signals:
+            return resource.signal_mode or not self.holders.get(resource.serial)
+        return True
+
+
+def _holders(snapshot: Snapshot) -> dict[int, list[AssignmentEdge]]:
+    holders: dict[int, list[AssignmentEdge]] = defaultdict(list)
+    for edge in snapshot.assignments:
+        holders[edge.resource].append(edge)
+    return holders
+
+
+def resource_allocation_graph(snapshot: Snapshot) -> Any:
+    """Return the RAG as ``networkx.DiGraph``: nodes are ids, with attribute ``node`` ``actor`` or ``resource``.
+
+    Request edges run actor -> resource, assignment edges resource -> actor; ``edge`` says which, other attributes are the
+    fields of the edge.
+    """
+    import networkx
+
+    graph = networkx.DiGraph()
+    actors = {actor.serial: actor.id for actor in snapshot.actors}
+    resources = {resource.serial: resource.id for resource in snapshot.resources}
+    for actor in snapshot.actors:
+        graph.add_node(actor.id, node="actor", name=actor.name, state=actor.state, type=actor.type)
+    for resource in snapshot.resources:
+        graph.add_node(resource.id, node="resource", name=resource.name, kind=resource.kind)
+    for request in snapshot.requests:
+        site = str(request.site) if request.site else None
+        ends = actors[request.actor], resources[request.resource]
+        graph.add_edge(*ends, edge="waits", timed=request.timed, since_ns=request.since_ns, site=site)
+    for held in snapshot.assignments:
+        site = str(held.site) if held.site else None
+        graph.add_edge(resources[held.resource], actors[held.holder], edge="held-by", depth=held.depth, site=site)
+    return graph
+
+
+def wait_for_graph(snapshot: Snapshot) -> Any:
+    """Return the WFG as ``networkx.DiGraph``: the RAG with resources contracted, actor -> actor, ``resource`` on the edge."""
+    import networkx
+
+    graph = networkx.DiGraph()
+    actors = {actor.serial: actor.id for actor in snapshot.actors}
+    for actor in snapshot.actors:
+        graph.add_node(actor.id, name=actor.name, state=actor.state, type=actor.type)
+    holders = _holders(snapshot)
+    for request in snapshot.requests:
+        for held in holders.get(request.resource, ()):
+            resource = f"r{request.resource}"
+            graph.add_edge(actors[request.actor], actors[held.holder], resource=resource, timed=request.timed)
+    return graph

@@ -1,0 +1,506 @@
+"""The agent's own thread: it turns what hooks and core saw into findings, and delivers them.
+
+Everything that takes time or may fail happens here and not on a program's thread: reading stacks, judging, writing
+files.  A ring is judged the moment it closes, because its last member wakes us; waits that no walk can decide
+(semaphores, conditions, joins of threads that wait for such) are looked at once a second, and a residue counts only when the same
+actors were in the same waits (epochs) one tick earlier.
+
+What a signal handler may do to the main thread, it may do at any moment; so while the program has handlers of its own,
+a main thread in a wait that a handler could end counts as alive.  Native threads that Python does not know may call in
+and signal anything; so while there are some, nobody is taken to be the last one.
+
+Invariants N1 the ledger and all fields below are written by the monitor's thread only.
+           N2 no lock is held while a sink runs; what may block (callbacks, logging, HTTP) is another thread's work.
+           N3 a failure in one step is counted and told once; the next step and the next tick go on.
+Cost       asleep in ``poll``; one look a second, O(threads) if nobody waits or holds for long.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from concagent import _real, core, graph, snapshots, state, suppressions
+from concagent.detectors import deadlock, misuse, orphan, slow
+from concagent.errors import DeadlockError
+from concagent.ledger import Ledger
+from concagent.model import SINGLE_HOLDER_KINDS, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import date
+
+    from concagent.config import Config
+    from concagent.model import Finding, Snapshot
+
+TICK_NS: Final = 1_000_000_000
+GRACE_NS: Final = 400_000_000  # for a hand-over of a bare lock after its thread has ended
+_STEP_ERRORS: Final = "monitor"
+
+
+class Service(Protocol):
+    """Something with a file descriptor that the monitor's poll serves."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll for input."""
+
+    def handle(self) -> None:
+        """Serve what is ready; must not block."""
+
+
+class Monitor(core.Listener):  # type: ignore[misc, valid-type]
+    """Hears of rings, orphans and misuse, looks once a second, and keeps the ledger."""
+
+    def __init__(
+        self,
+        config: Config,
+        rules: Sequence[suppressions.Suppression],
+        today: Callable[[], date],
+    ) -> None:
+        """Take the configuration; nothing runs before ``start``."""
+        self.config = config
+        self.rules = rules
+        self.today = today
+        self.ledger = Ledger()
+        self.sinks: list[tuple[str, Callable[[Finding], None]]] = []
+        self.services: list[Service] = []
+        self.tick_hooks: list[Callable[[int], None]] = []
+        self.idents: set[int] = set()
+        self.order_edges = 0
+        self._told_sinks: set[str] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        self._running = False
+        self._stopping = False
+        self._done = _real.allocate_lock()
+        self.native_id = 0
+        self._barriers: list[Any] = []
+        self._due: list[tuple[int, Any]] = []
+        self._next_tick = _real.monotonic_ns() + TICK_NS
+        self._pending: set[tuple[int, int]] = set()
+        self._last_residue: frozenset[tuple[int, int]] = frozenset()
+        self._last_suspects: frozenset[tuple[int, int]] = frozenset()
+        self._told_waits: set[tuple[int, int]] = set()
+        self._told_long: set[tuple[int, int]] = set()
+        self._told_holds: set[tuple[int, int]] = set()
+        self._told_orphans: set[tuple[int, int]] = set()
+
+    # ------------------------------------------------------------ told by the core, on the program's threads
+
+    def ring(self, path: Sequence[tuple[Any, int, Any, Any]]) -> BaseException | None:
+        """Hand a ring to the monitor's thread; under ``recover="raise"`` return the error for its last member."""
+        try:
+            if self.config.recover == "raise" and self._is_closed(path):
+                return self._victim_error(path)
+            records = tuple(step[0] for step in path)
+            epochs = tuple(step[1] for step in path)
+            state.post(state.RingEvent(records, epochs, _real.monotonic_ns()))
+            self.wake()
+        except Exception as error:  # noqa: BLE001 - border: the program's acquire must go on with plain semantics
+            state.count_error("core", error)
+        return None
+
+    def _is_closed(self, path: Sequence[tuple[Any, int, Any, Any]]) -> bool:
+        serials = frozenset(step[0].serial for step in path)
+        picture = snapshots.take(only=serials)
+        ring = tuple(step[0].serial for step in path)
+        if len({edge.actor for edge in picture.requests}) < len(ring):
+            return False
+        return deadlock.is_proven(picture, ring) if self._nobody_else(serials) else _closed(picture, ring)
+
+    def _nobody_else(self, serials: frozenset[int]) -> bool:
+        """Return whether all threads of the process are in the ring or ours, so that the small picture is the whole one."""
+        idents = {record.ident for record in core.records() if record.serial in serials} | self.idents
+        return set(_real.current_frames()) <= idents
+
+    def _victim_error(self, path: Sequence[tuple[Any, int, Any, Any]]) -> BaseException:
+        ring = tuple(step[0].serial for step in path)
+        picture = snapshots.take(only=frozenset(ring), stacks=True, stack_limit=self.config.stack_depth)
+        finding = self._finish(deadlock.ring_finding(picture, ring, victim=ring[0]))
+        state.post(finding)
+        self.wake()
+        return DeadlockError(f"{finding.title} (finding {finding.id})", finding)
+
+    def orphan(self, record: Any, wait: Any, hold: Any) -> BaseException | None:
+        """Note that somebody waits for a lock of a thread that has ended."""
+        state.post(state.OrphanEvent(record, record.epoch, _real.monotonic_ns()))
+        self.wake()
+        return None
+
+    def misuse(self, detail: str, cell: Any, hold: Any, frame: Any) -> None:
+        """Note a misuse with the stack of the moment."""
+        blamed = hold[0] if detail in {"exit-held", "destroy-held"} and hold is not None else core.current_record()
+        if not blamed.agent:
+            state.post(state.MisuseEvent(detail, cell, blamed, hold, state.raw_stack(frame), _real.monotonic_ns()))
+            self.wake()
+
+    # ------------------------------------------------------------ the thread
+
+    def start(self) -> None:
+        """Start the thread; at once a no-op if it runs."""
+        if self._running:
+            return
+        self._running, self._stopping = True, False
+        self._done.acquire()
+        _real.start_new_thread(self._main, ())
+
+    def wake(self) -> None:
+        """Make the thread look now."""
+        try:
+            os.write(self._wake_write, b"w")
+        except OSError:  # the pipe is full: it is awake anyway; or closed: it is gone
+            pass
+
+    def stop(self, timeout_seconds: float = 2.0) -> bool:
+        """End the thread and wait for it; False if it did not end in time.  Descriptors stay open for a restart."""
+        if not self._running or _real.get_ident() in self.idents:
+            return True
+        self._stopping = True
+        self.wake()
+        ended = self._done.acquire(True, timeout_seconds)
+        if ended:
+            self._done.release()
+            self._running = False
+        return ended
+
+    def is_running(self) -> bool:
+        """Return whether the thread runs."""
+        return self._running
+
+    def wait_until_gone(self) -> None:
+        """Wait until the operating system has let go of the ended thread, at most a moment: it counts threads at a fork."""
+        path = f"/proc/self/task/{self.native_id}"
+        for _ in range(200):
+            if not os.path.exists(path):
+                return
+            _real.sleep(0.0002)
+
+    def close(self) -> None:
+        """Close the wake-up pipe, after ``stop``."""
+        for end in (self._wake_read, self._wake_write):
+            try:
+                os.close(end)
+            except OSError:
+                pass
+
+    def after_fork_in_child(self) -> None:
+        """Start over in a fork's child: no findings, no thread, a pipe of its own."""
+        self.close()
+        self.idents.clear()
+        self.ledger.clear()
+        self._reset()
+
+    def _main(self) -> None:
+        ident = _real.get_ident()
+        self.native_id = _real.get_native_id()
+        try:
+            core.mark_agent_thread()
+            self.idents.add(ident)
+            while not self._stopping:
+                ready = self._sleep()
+                self._step(self._serve, ready)
+                self._step(self._work, None)
+                self._pass_barriers()
+        finally:
+            self.idents.discard(ident)
+            self._done.release()
+
+    def _step(self, step: Callable[[Any], None], argument: Any) -> None:
+        try:
+            step(argument)
+        except Exception as error:  # noqa: BLE001 - border: the monitor's tick
+            if not sys.is_finalizing():
+                state.count_error(_STEP_ERRORS, error)
+
+    def _sleep(self) -> list[int]:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        for service in self.services:
+            poll.register(service.fileno(), select.POLLIN)
+        until = min([self._next_tick, *(due for due, _ in self._due)])
+        left_ms = max(0, (until - _real.monotonic_ns()) // 1_000_000 + 1)
+        return [fd for fd, _ in poll.poll(left_ms)]
+
+    def _serve(self, ready: list[int]) -> None:
+        if self._wake_read in ready:
+            try:
+                while os.read(self._wake_read, 4096):
+                    pass
+            except BlockingIOError:
+                pass
+        for service in list(self.services):
+            if service.fileno() in ready:
+                self._step(lambda _argument, serve=service.handle: serve(), None)
+
+    def _work(self, _argument: None) -> None:
+        now_ns = _real.monotonic_ns()
+        for event in state.take_events():
+            self._step(self._judge, event)
+        due, self._due = self._due, []
+        for at, event in due:
+            if at <= now_ns:
+                self._step(self._judge_late, event)
+            else:
+                self._due.append((at, event))
+        if now_ns >= self._next_tick:
+            self._next_tick = now_ns + TICK_NS
+            self._step(self._tick, now_ns)
+            for hook in self.tick_hooks:
+                self._step(hook, now_ns)
+
+    def flush(self, timeout_seconds: float = 1.0) -> None:
+        """Wait until everything that was reported before this call has been judged; returns at once on agent threads."""
+        if not self._running or _real.get_ident() in self.idents:
+            return
+        barrier = _real.allocate_lock()
+        barrier.acquire()
+        self._barriers.append(barrier)
+        self.wake()
+        barrier.acquire(True, timeout_seconds)
+
+    def _pass_barriers(self) -> None:
+        passed, self._barriers = self._barriers, []
+        for barrier in passed:
+            barrier.release()
+
+    # ------------------------------------------------------------ judging
+
+    def _judge(self, event: Any) -> None:
+        if isinstance(event, state.RingEvent):
+            self._judge_ring(event.records[0].serial, event.epochs[0])
+        elif isinstance(event, state.OrphanEvent):
+            self._due.append((event.time_ns + GRACE_NS, event))
+        elif isinstance(event, state.MisuseEvent):
+            if event.detail == "exit-held":
+                self._due.append((event.time_ns + (GRACE_NS if event.cell.kind == "lock" else 0), event))
+            else:
+                self._publish_misuse(event)
+        else:
+            self.publish(event)  # a finding that somebody else has made
+
+    def _judge_late(self, event: Any) -> None:
+        if isinstance(event, state.MisuseEvent):
+            if event.cell.state.get(0) is not event.hold or event.cell.cls.signal:
+                return  # handed over after all
+            self._publish_misuse(event)
+        self._look_for_orphans()
+
+    def _publish_misuse(self, event: state.MisuseEvent) -> None:
+        picture = snapshots.of_event(event)
+        self.publish(misuse.misuse_finding(picture, event.detail, event.cell.serial, event.record.serial))
+
+    def _judge_ring(self, serial: int, epoch: int) -> None:
+        """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again."""
+        picture = snapshots.take()
+        if _epoch(picture, serial) != epoch:
+            self._pending.discard((serial, epoch))
+            return
+        ring = next((ring for ring in graph.find_rings(picture) if serial in ring), None)
+        if ring is None:
+            self._pending.discard((serial, epoch))
+        elif deadlock.is_proven(self._with_handlers(picture), ring):
+            self._pending.discard((serial, epoch))
+            self._publish_ring(ring)
+        else:
+            self._pending.add((serial, epoch))
+
+    def _publish_ring(self, ring: tuple[int, ...]) -> None:
+        wanted = frozenset(ring)
+        bare = snapshots.take()
+        wanted |= frozenset(graph.behind(bare, ring)[:50])
+        picture = snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth)
+        if any(serial not in {edge.actor for edge in picture.requests} for serial in ring):
+            return  # somebody was freed in between
+        keys = {(serial, _epoch(picture, serial)) for serial in ring}
+        if keys <= self._told_waits:
+            return
+        self._told_waits |= keys
+        self._told_waits |= {(serial, _epoch(picture, serial)) for serial in graph.behind(picture, ring)}
+        self.publish(deadlock.ring_finding(picture, ring))
+
+    def _tick(self, now_ns: int) -> None:
+        self._drain_order()
+        records = core.records()
+        if not any(record.waits and not record.agent for record in records):
+            self._forget_told(frozenset())
+            return
+        picture = self._with_handlers(snapshots.take())
+        self._forget_told(frozenset((edge.actor, edge.epoch) for edge in picture.requests))
+        for serial, epoch in list(self._pending):
+            self._judge_ring(serial, epoch)
+        self._look_at_residue(picture)
+        self._look_at_suspects(picture, now_ns)
+        self._look_for_slow(picture)
+        if any(actor.state == "ended" for actor in picture.actors):
+            self._look_for_orphans()
+
+    def _with_handlers(self, picture: Snapshot) -> Snapshot:
+        """Let the main thread count as alive while it waits for something that a handler of the program could signal."""
+        from dataclasses import replace
+
+        main = core.record_of_ident(threading.main_thread().ident)
+        if main is None or not has_signal_handlers():
+            return picture
+        kinds = {r.serial: r.kind for r in picture.resources}
+        request = next((e for e in picture.requests if e.actor == main.serial), None)
+        if request is None or kinds[request.resource] in SINGLE_HOLDER_KINDS:
+            return picture
+        actors = tuple(replace(a, state="live") if a.serial == main.serial else a for a in picture.actors)
+        return replace(picture, actors=actors)
+
+    def _look_at_residue(self, picture: Snapshot) -> None:
+        residue = graph.reduce(picture)
+        keys = frozenset((serial, _epoch(picture, serial)) for serial in residue)
+        stable = residue and keys <= self._last_residue and not picture.foreign_threads
+        self._last_residue = keys
+        if stable:
+            self._publish_residue(residue, suspected=False)
+
+    def _look_at_suspects(self, picture: Snapshot, now_ns: int) -> None:
+        """Report cycles through semaphores whose permits are all with stuck threads, after ``stall_after`` seconds."""
+        residue = graph.reduce(picture, signals=False)
+        keys = frozenset((serial, _epoch(picture, serial)) for serial in residue)
+        young = any(now_ns - e.since_ns < self.config.stall_after * 1e9 for e in picture.requests if e.actor in residue)
+        stable = residue and keys <= self._last_suspects
+        self._last_suspects = keys
+        if stable and not young:
+            self._publish_residue(residue, suspected=True)
+
+    def _publish_residue(self, residue: frozenset[int], *, suspected: bool) -> None:
+        picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
+        waiting = {edge.actor for edge in picture.requests}
+        if not residue <= waiting:
+            return
+        keys = {serial: (serial, _epoch(picture, serial)) for serial in residue}
+        known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
+        rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
+        for finding in deadlock.residue_findings(picture, residue, known, suspected=suspected):
+            self.publish(finding)
+        if not suspected or rings != residue:
+            self._told_waits |= set(keys.values())
+
+    def _look_for_slow(self, picture: Snapshot) -> None:
+        config = self.config
+        if config.long_wait:
+            skip = self._told_long | self._told_waits
+            found = slow.long_waits(picture, int(config.long_wait * 1e9), skip)
+            self._publish_slow(found, self._told_long)
+        if config.long_hold:
+            found = slow.long_holds(picture, int(config.long_hold * 1e9), self._told_holds)
+            self._publish_slow(found, self._told_holds)
+
+    def _publish_slow(self, found: list[tuple[tuple[int, int], Finding]], told: set[tuple[int, int]]) -> None:
+        if not found:
+            return
+        wanted = frozenset(int(a.id.rpartition("t")[2]) for _, finding in found for a in finding.actors)
+        stacks = {a.id: a.stack for a in snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth).actors}
+        for key, finding in found:
+            told.add(key)
+            actors = tuple(_with_stack(actor, stacks.get(actor.id, ())) for actor in finding.actors)
+            self.publish(finding.with_changes(actors=actors))
+
+    def _look_for_orphans(self) -> None:
+        picture = snapshots.take()
+        waiting = {edge.actor: edge for edge in picture.requests}
+        fresh = frozenset(s for s, e in waiting.items() if (s, e.epoch) not in self._told_orphans)
+        young = [s for s in fresh if picture.monotonic_ns - waiting[s].since_ns < GRACE_NS // 2]
+        findings = orphan.orphan_findings(picture, fresh - frozenset(young))
+        if not findings:
+            return
+        picture = snapshots.take(stacks=fresh, stack_limit=self.config.stack_depth)
+        for finding in orphan.orphan_findings(picture, fresh - frozenset(young)):
+            members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
+            keys = {(s, waiting[s].epoch) for s in members}
+            self._told_orphans |= keys
+            self._told_waits |= keys
+            self.publish(finding)
+
+    def _forget_told(self, waiting: frozenset[tuple[int, int]]) -> None:
+        """Drop what concerns waits that are over, so that these sets stay as small as the number of blocked threads."""
+        for told in (self._told_waits, self._told_long, self._told_orphans, self._pending):
+            if len(told) > 256:
+                told &= waiting
+        if len(self._told_holds) > 4096:
+            self._told_holds.clear()
+
+    def _drain_order(self) -> None:
+        self.order_edges += len(core.drain_order())
+
+    # ------------------------------------------------------------ delivering
+
+    def _finish(self, finding: Finding) -> Finding:
+        return finding.with_changes(suppress=suppressions.line_for(finding)) if not finding.suppress else finding
+
+    def publish(self, finding: Finding) -> None:
+        """Dedupe, suppress, deliver; the monitor's thread only (others post the finding as an event)."""
+        finding = self._finish(finding)
+        verdict = suppressions.judge(self.rules, finding, self.today())
+        finding = verdict.apply(finding)
+        if finding.suppressed:
+            self.ledger.suppress(finding)
+            return
+        if not self.ledger.record(finding):
+            return
+        for name, sink in list(self.sinks):
+            try:
+                sink(finding)
+            except Exception as error:  # noqa: BLE001 - border: a sink; the others must still be told
+                state.count_error("sink", error)
+
+    # ------------------------------------------------------------ for readers
+
+    def report(self, trigger: str) -> tuple[Snapshot, tuple[tuple[int, ...], ...]]:
+        """Return the full picture with every stack, and the rings that are deadlocks right now; any thread may ask."""
+        picture = snapshots.take(stacks=True, stack_limit=self.config.stack_depth)
+        rings = tuple(ring for ring in graph.find_rings(picture) if deadlock.is_proven(picture, ring))
+        return picture, rings
+
+    def deadlocked(self) -> tuple[int, int]:
+        """Return (threads in deadlocks, deadlocks) as of now: proven rings, and reported waits that still last."""
+        picture = snapshots.take()
+        rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(picture, ring)]
+        in_rings = {serial for ring in rings for serial in ring}
+        return len(in_rings), len(rings)
+
+
+def _closed(picture: Snapshot, ring: tuple[int, ...]) -> bool:
+    kinds = {resource.serial: resource.kind for resource in picture.resources}
+    requests = {edge.actor: edge.resource for edge in picture.requests}
+    edges = []
+    for waiter in ring:
+        resource = requests[waiter]
+        hold = next((edge for edge in picture.assignments if edge.resource == resource), None)
+        if hold is None:
+            return False
+        edges.append((waiter, kinds[resource], hold))
+    return deadlock.ring_is_closed(edges)
+
+
+def _epoch(picture: Snapshot, serial: int) -> int:
+    return next((edge.epoch for edge in picture.requests if edge.actor == serial), -1)
+
+
+def _with_stack(actor: Any, stack: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(actor, stack=stack) if stack else actor
+
+
+def has_signal_handlers() -> bool:
+    """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
+    for number in signal.valid_signals():
+        handler = _real.get_signal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            return True
+    return False
+
+
+__all__ = ["Monitor", "Report", "Service", "has_signal_handlers"]

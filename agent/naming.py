@@ -1,0 +1,56 @@
+"""Finds what a program calls a lock: the variable or attribute that its author thinks in.
+
+``lock at 0x7f..`` tells a person nothing, ``Account._lock`` does.  Three places know, asked in the order of their cost: the
+source line that created it (``self._lock = threading.Lock()``), the globals of the module that waits for it, and, for
+an object's attribute, nobody else without touching the frames' locals, which we do not do: reading them would rewrite the
+dictionaries of a running function.
+
+Limits     a line that creates two locks is ambiguous; then only the globals decide.
+Cost       one source line from ``linecache``; one pass over one module's globals.  Only for reports.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concagent.model import CallSite
+
+_ASSIGNMENT = re.compile(r"^\s*(?P<target>[A-Za-z_][\w.]*)\s*(?::[^=]+)?=(?!=)\s*(?P<value>.+)$")
+
+
+def name_of(target: Any, created: CallSite | None, wait: Any = None) -> str | None:
+    """Return the name of a lock (``target``, None if it is not at hand), None if it cannot be told."""
+    if target is not None and created is not None:
+        name = _global_name(target, created.file, wait)
+        if name is not None:
+            return name
+    return _assigned_name(created) if created is not None else None
+
+
+def _global_name(target: Any, file: str, wait: Any) -> str | None:
+    names = []
+    for module in list(sys.modules.values()):
+        namespace = getattr(module, "__dict__", None)
+        if namespace is not None and namespace.get("__file__") == file:
+            names += [key for key, value in list(namespace.items()) if value is target and isinstance(key, str)]
+    return names[0] if names else None
+
+
+def _assigned_name(created: CallSite) -> str | None:
+    """Return the target of the assignment on the creating line: ``a`` or ``Class.attribute``."""
+    match = _ASSIGNMENT.match(linecache.getline(created.file, created.line))
+    if match is None or _several(match["value"]):
+        return None
+    target = match["target"]
+    owner, _, method = created.function.rpartition(".")
+    if target.startswith("self.") and owner and "<locals>" not in owner.rpartition(".")[2]:
+        return owner.rpartition(">.")[2] + target[len("self") :]
+    return target
+
+
+def _several(value: str) -> bool:
+    return value.count("Lock(") + value.count("Semaphore(") + value.count("Condition(") > 1 or " for " in value

@@ -1,0 +1,314 @@
+"""An immutable picture of who waits for whom.
+
+The cells change while we read them, and we take no lock, so one reading can join edges that never existed together.  We
+therefore read every wait and its holder twice and keep only what is equal in both, of threads whose epoch is equal in
+both.  Such a thread was inside one wait all the time between the readings, and a blocked thread can neither release nor
+acquire; so a cycle of such edges was real at the moment between them.  Epochs alone do not suffice: the holder read first
+may have released before its wait began.
+
+Stacks are read once, after the second reading, for the threads that the caller asks for.  A thread that is blocked cannot
+change its stack; for the others a stack is a sample, as in every profiler.
+
+Invariants P1-P3 of ``model``.
+Cost       O(threads + held locks) per reading, plus the frames of the wanted stacks; the monitor's thread only, except for
+           a victim, who reads the few threads of its own ring.
+Sources    parking_lot core/src/parking_lot.rs (fast and exact pass); Holt, ACM Comput. Surv. 4(3), 1972.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+from typing import TYPE_CHECKING, Any
+
+from concagent import _real, core, naming, state
+from concagent.model import (
+    Actor,
+    AssignmentEdge,
+    CallSite,
+    RequestEdge,
+    Resource,
+    Snapshot,
+    StackFrame,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from types import CodeType, FrameType
+
+_own_folders: tuple[str, ...] = (os.path.dirname(os.path.abspath(state.__file__)) + os.sep,)
+_runner = _own_folders[0] + "runner.py"
+
+
+def set_own_folders(folders: Iterable[str]) -> None:
+    """Say where concagent's packages lie; frames of code below these folders are left out of stacks."""
+    global _own_folders
+    _own_folders = tuple(sorted({os.path.abspath(folder) + os.sep for folder in folders} | set(_own_folders)))
+
+
+def is_own_code(code: CodeType) -> bool:
+    """Return whether a frame is one of ours, and so left out of stacks."""
+    return code.co_filename.startswith(_own_folders)
+
+
+def call_site(code: CodeType | None, lasti: int) -> CallSite | None:
+    """Return file, line and function of an instruction; None for no code."""
+    if code is None:
+        return None
+    return CallSite(code.co_filename, line_of(code, lasti), _function_name(code))
+
+
+def line_of(code: CodeType, lasti: int) -> int:
+    """Return the source line (from 1) of an instruction offset."""
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= lasti < end and number is not None:
+            return number
+        if start <= lasti and number is not None:
+            line = number
+    return line
+
+
+def _function_name(code: CodeType) -> str:
+    return getattr(code, "co_qualname", code.co_name)
+
+
+def stack_frames(frame: FrameType | None, limit: int = 100) -> tuple[StackFrame, ...]:
+    """Return a live stack, outermost first, our own frames left out."""
+    raw = []
+    while frame is not None and len(raw) < limit:
+        raw.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return _resolve(raw)
+
+
+def resolve_stack(raw: state.RawStack) -> tuple[StackFrame, ...]:
+    """Return a recorded stack (innermost first) as frames, outermost first."""
+    return _resolve([(code, line_of(code, lasti)) for code, lasti in raw])
+
+
+def _resolve(pairs: Iterable[tuple[CodeType, int | None]]) -> tuple[StackFrame, ...]:
+    frames = []
+    for code, line in pairs:
+        if code.co_filename == _runner:
+            break  # what lies outside of it started us, not the program
+        if not is_own_code(code):
+            number = line or code.co_firstlineno
+            source = linecache.getline(code.co_filename, number).strip()
+            frames.append(StackFrame(code.co_filename, number, _function_name(code), source))
+    frames.reverse()
+    return tuple(frames)
+
+
+def take(
+    *,
+    stacks: bool | Collection[int] = False,
+    only: Collection[int] | None = None,
+    stack_limit: int = 100,
+) -> Snapshot:
+    """Return a consistent picture of this process.
+
+    Args:
+        stacks: True for the stack of every actor, or the serials of the actors whose stacks are wanted.
+        only: Serials of the actors to look at; None for all.  Resources are those that they hold or wait for.
+        stack_limit: Innermost frames kept of each stack.
+    """
+    records = [r for r in core.records() if only is None or r.serial in only]
+    first = [_read(record) for record in records]
+    second = [_read(record) for record in records]
+    now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
+    frames = _real.current_frames()
+    builder = _Builder(frames, stacks, stack_limit)
+    for record, one, two in zip(records, first, second):
+        builder.add_record(record, two, _same(one, two))
+    if only is None:
+        builder.add_unknown_threads({record.ident for record in records})
+    return builder.build(now_ns, wall)
+
+
+def of_event(event: state.MisuseEvent) -> Snapshot:
+    """Return the small picture of one misuse: the thread to blame with its stack then, the lock, and its holder."""
+    builder = _Builder({}, False, 0)
+    record = event.record
+    builder.actors[record.serial] = Actor(
+        record.serial,
+        "thread",
+        builder.pid,
+        record.native_id,
+        record.name,
+        record.daemon,
+        "ended" if record.ended else "live",
+        resolve_stack(event.stack),
+    )
+    builder.add_resource(event.cell, None)
+    if event.hold is not None:
+        builder.assign(event.cell, event.hold)
+    return builder.build(_real.monotonic_ns(), _real.wall_seconds())
+
+
+def _read(record: Any) -> tuple[int, Any, Any, tuple[Any, ...]]:
+    """Return (epoch, wait, hold that it waits for, held cells with their holds) in the order that the argument needs."""
+    epoch = record.epoch
+    wait = record.waiting()
+    hold = wait.resource.hold_seen_by(wait) if wait is not None else None
+    held = tuple((cell, cell.state.get(0)) for cell in list(record.held))
+    return epoch, wait, hold, tuple((cell, h) for cell, h in held if h is not None and h[0] is record)
+
+
+def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    return one[0] == two[0] and one[1] is two[1] and one[2] is two[2]
+
+
+class _Builder:
+    """Collects the parts of one snapshot."""
+
+    def __init__(self, frames: dict[int, FrameType], stacks: bool | Collection[int], limit: int) -> None:
+        self.frames = frames
+        self.stacks = stacks
+        self.limit = limit
+        self.pid = os.getpid()
+        self.actors: dict[int, Actor] = {}
+        self.resources: dict[int, Resource] = {}
+        self.requests: list[RequestEdge] = []
+        self.assignments: dict[tuple[int, int], AssignmentEdge] = {}
+        self.unknown = 0
+
+    def add_record(self, record: Any, reading: tuple[Any, ...], stable: bool) -> None:
+        """Add an actor with what it holds and, if both readings agree, what it waits for."""
+        epoch, wait, hold, held = reading
+        record.refresh()
+        frame = self.frames.get(record.ident)
+        gone = record.ended or frame is None
+        self.actors[record.serial] = Actor(
+            record.serial,
+            "thread",
+            self.pid,
+            record.native_id,
+            record.name,
+            record.daemon,
+            self._state(record, wait, stable, gone),
+            self._stack(record.serial, None if gone else frame),
+        )
+        for cell, own in held:
+            self.assign(cell, own)
+        if wait is None or not stable or gone:
+            return
+        resource = wait.resource
+        self.add_resource(resource, wait)
+        site = call_site(wait.code, wait.lasti)
+        self.requests.append(RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site))
+        if hold is not None:
+            self.assign(resource, hold)
+        for holder, depth in list(getattr(resource, "holders", {}).items()):
+            if depth > 0:
+                edge = AssignmentEdge(resource.serial, holder.serial, None, depth, None)
+                self.assignments[resource.serial, holder.serial] = edge
+                self._add_holder(holder)
+
+    def _state(self, record: Any, wait: Any, stable: bool, gone: bool) -> str:
+        if record.agent:
+            return "agent"
+        if gone:
+            return "ended"
+        if wait is None or not stable:
+            return "live"
+        return "timed" if wait.timed else "blocked"
+
+    def _stack(self, serial: int, frame: FrameType | None) -> tuple[StackFrame, ...]:
+        if frame is None or self.stacks is False or (self.stacks is not True and serial not in self.stacks):
+            return ()
+        return stack_frames(frame, self.limit)
+
+    def assign(self, cell: Any, hold: Any) -> None:
+        """Add an assignment edge, with its resource and holder."""
+        holder = hold[0]
+        self.add_resource(cell, None)
+        depth = max(1, getattr(cell, "depth", 1))
+        since = getattr(cell, "since_ns", None)
+        edge = AssignmentEdge(
+            cell.serial, holder.serial, since, depth, call_site(hold[1], hold[2]), state.hold_discipline(cell, hold)
+        )
+        self.assignments[cell.serial, holder.serial] = edge
+        self._add_holder(holder)
+
+    def _add_holder(self, holder: Any) -> None:
+        """List a holder that is not among the records looked at: ended, or outside ``only``."""
+        if holder.serial not in self.actors:
+            ended = holder.ended or holder.ident not in self.frames
+            wait = holder.waiting()
+            self.actors[holder.serial] = Actor(
+                holder.serial,
+                "thread",
+                self.pid,
+                holder.native_id,
+                holder.name,
+                holder.daemon,
+                self._state(holder, wait, True, ended),
+                self._stack(holder.serial, None if ended else self.frames.get(holder.ident)),
+            )
+
+    def add_resource(self, cell: Any, wait: Any) -> None:
+        """Add a resource; a wait for it may tell its name."""
+        known = self.resources.get(cell.serial)
+        if known is not None and (known.name or wait is None):
+            return
+        self.resources[cell.serial] = describe_resource(cell, wait)
+
+    def add_unknown_threads(self, known: set[int]) -> None:
+        """List threads that never used anything tracked; serials from the far end, they have no record."""
+        for ident, frame in self.frames.items():
+            if ident in known:
+                continue
+            self.unknown += 1
+            thread = _real.find_thread(ident)
+            native = getattr(thread, "native_id", None)
+            name = thread.name if thread is not None else f"thread-{native or ident}"
+            serial = 1_000_000_000 + self.unknown
+            stack = stack_frames(frame, self.limit) if self.stacks is True else ()
+            daemon = thread.daemon if thread is not None else True
+            self.actors[serial] = Actor(serial, "thread", self.pid, native, name, daemon, "live", stack)
+
+    def build(self, now_ns: int, wall: float) -> Snapshot:
+        """Return the snapshot, sorted as P3 wants it."""
+        return Snapshot(
+            pid=self.pid,
+            monotonic_ns=now_ns,
+            wall_seconds=wall,
+            actors=tuple(sorted(self.actors.values(), key=lambda a: a.serial)),
+            resources=tuple(sorted(self.resources.values(), key=lambda r: r.serial)),
+            requests=tuple(sorted(self.requests, key=lambda e: e.actor)),
+            assignments=tuple(sorted(self.assignments.values(), key=lambda e: (e.resource, e.holder))),
+            untracked_locks=state.untracked_locks,
+            foreign_threads=max(0, _native_threads() - len(self.frames)),
+        )
+
+
+def describe_resource(cell: Any, wait: Any = None) -> Resource:
+    """Return the frozen description of a lock, condition, thread ...; a wait for it may tell its name."""
+    code, lasti = (cell.cls.code, cell.cls.lasti) if hasattr(cell, "cls") else (cell.code, cell.lasti)
+    created = call_site(code, lasti)
+    target = wait.user if wait is not None else None
+    if target is None and hasattr(cell, "reference"):
+        target = cell.reference()
+    name = cell.name or naming.name_of(target, created, wait)
+    permits = _permits(cell.kind, target)
+    signal = cell.cls.signal if hasattr(cell, "cls") else bool(getattr(cell, "foreign", True) and cell.kind != "thread")
+    return Resource(cell.serial, cell.kind, name, created, signal, permits)
+
+
+def _permits(kind: str, target: Any) -> int | None:
+    if kind == "semaphore":
+        value = getattr(target, "_value", None)
+        return value if isinstance(value, int) else None
+    if kind == "barrier":
+        parties, count = getattr(target, "_parties", None), getattr(target, "_count", None)
+        return parties - count if isinstance(parties, int) and isinstance(count, int) else None
+    return None
+
+
+def _native_threads() -> int:
+    """Return the number of the process's OS threads, 0 where it cannot be told."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0

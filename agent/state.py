@@ -1,0 +1,220 @@
+"""What changes while a program runs and is not in the core: resources other than locks, events on their way, counters.
+
+Hooks run on the program's threads, at any moment, inside finalizers and signal handlers too.  So everything here is a
+single atomic operation on a built-in container, no lock is taken, and nothing is called back.  What a hook has to say is
+put into a bounded queue, with the evidence that will be gone later (a stack as pairs of code and offset); the monitor
+turns it into findings on its own thread.
+
+Writers    the event queue: any thread appends, the monitor pops.  A sync cell: see each field.  Error counters: any
+           thread; two increments at once may count as one, which a diagnostic can afford.
+Bound      ``EVENT_LIMIT`` events; what does not fit is counted in ``dropped``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import _real, core
+from concagent.discipline import discipline
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+EVENT_LIMIT: Final = 10_000
+STACK_LIMIT: Final = 100
+_CELL: Final = "_concagent_cell"
+
+RawStack = tuple[tuple[Any, int], ...]
+
+
+class SyncCell:
+    """A condition, semaphore, event, barrier or queue that somebody waited for; kept in the object's ``__dict__``."""
+
+    __slots__ = ("code", "foreign", "holders", "kind", "lasti", "name", "reference", "serial")
+
+    def __init__(self, kind: str, target: object) -> None:
+        self.serial = core.next_serial()
+        self.kind = kind
+        self.code: CodeType | None = None
+        self.lasti = 0
+        self.name: str | None = None
+        self.reference = _real.weak_reference(target)
+        # Permits of a semaphore: each key is written by its own thread only.
+        self.holders: dict[Any, int] = {}
+        self.foreign = False  # set once: somebody gave back a permit that he had not taken
+
+    def hold_seen_by(self, wait: Any) -> None:
+        """Return None: no single holder can end such a wait, the walk stops here."""
+
+
+class ThreadCell:
+    """A thread as a resource: whoever joins it waits for its end."""
+
+    __slots__ = ("code", "kind", "lasti", "name", "reference", "serial")
+
+    def __init__(self, thread: Any) -> None:
+        self.serial = core.next_serial()
+        self.kind = "thread"
+        self.code: CodeType | None = None  # where it was started
+        self.lasti = 0
+        self.name: str | None = None
+        self.reference = _real.weak_reference(thread)
+
+    def record(self) -> Any:
+        """Return the record of the thread, None if it has ended or has done nothing tracked yet."""
+        thread = self.reference()
+        if thread is None or thread.ident is None or not thread.is_alive():
+            return None
+        return core.record_of_ident(thread.ident)
+
+    def hold_seen_by(self, wait: Any) -> Any:
+        """Return a hold by the thread itself; one tuple for the whole wait, since readings compare identity."""
+        record = self.record()
+        if record is None or record.ended:
+            return None
+        if wait.token is None or wait.token[0] is not record:
+            wait.token = (record, None, 0, True)
+        return wait.token
+
+
+def sync_cell(target: Any, kind: str) -> SyncCell:
+    """Return the cell of a condition, semaphore ..., made on first use."""
+    try:
+        return target.__dict__[_CELL]  # type: ignore[no-any-return]
+    except KeyError:
+        return target.__dict__.setdefault(_CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
+
+
+def thread_cell(thread: Any) -> ThreadCell:
+    """Return the cell of a ``Thread`` object, made on first use."""
+    try:
+        return thread.__dict__[_CELL]  # type: ignore[no-any-return]
+    except KeyError:
+        return thread.__dict__.setdefault(_CELL, ThreadCell(thread))  # type: ignore[no-any-return]
+
+
+def existing_cell(target: Any) -> Any:
+    """Return the cell of a lock, condition, thread ... if it has one, else None."""
+    cell = core.cell_of(target)
+    return cell if cell is not None else getattr(target, "__dict__", {}).get(_CELL)
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class MisuseEvent:
+    """A wrong use of a lock, seen at the moment it happened; ``record`` is the thread that is to blame."""
+
+    detail: str
+    cell: Any
+    record: Any
+    hold: Any
+    stack: RawStack
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingEvent:
+    """A ring of waits closed by ``records[0]``; the epochs say whether it still is the same ring when it is read."""
+
+    records: tuple[Any, ...]
+    epochs: tuple[int, ...]
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanEvent:
+    """``record`` began to wait for a lock whose holder has ended."""
+
+    record: Any
+    epoch: int
+    time_ns: int
+
+
+_events: deque[Any] = deque()
+_errors: dict[str, int] = {}
+_dropped: dict[str, int] = {}
+_error_texts: deque[tuple[str, str]] = deque(maxlen=20)
+untracked_locks = 0
+pid = os.getpid()
+
+
+def post(event: Any) -> bool:
+    """Queue an event for the monitor; False (and counted) if the queue is full."""
+    if len(_events) >= EVENT_LIMIT:
+        count_drop("events")
+        return False
+    _events.append(event)
+    return True
+
+
+def take_events() -> list[Any]:
+    """Return the queued events, oldest first, and forget them; the monitor calls this."""
+    taken = []
+    for _ in range(len(_events)):
+        taken.append(_events.popleft())
+    return taken
+
+
+def count_drop(queue: str) -> None:
+    """Count something that did not fit into a bounded queue."""
+    _dropped[queue] = _dropped.get(queue, 0) + 1
+
+
+def count_error(border: str, error: BaseException) -> None:
+    """Count an internal failure at one of the borders (hook, sink, monitor ...); its text is kept for the report."""
+    _errors[border] = _errors.get(border, 0) + 1
+    _error_texts.append((border, f"{type(error).__name__}: {error}"))
+
+
+def errors() -> tuple[tuple[str, int], ...]:
+    """Return (border, count) sorted by border."""
+    return tuple(sorted(_errors.items()))
+
+
+def error_texts() -> tuple[tuple[str, str], ...]:
+    """Return the last failures as (border, text)."""
+    return tuple(_error_texts)
+
+
+def dropped() -> tuple[tuple[str, int], ...]:
+    """Return (queue, count) sorted by queue; the core's order ring included."""
+    counts = dict(_dropped)
+    if core.order_dropped():
+        counts["order"] = core.order_dropped()
+    return tuple(sorted(counts.items()))
+
+
+def raw_stack(frame: FrameType | None) -> RawStack:
+    """Return a stack as (code, offset) pairs, innermost first: cheap, and it keeps no local variable alive."""
+    stack = []
+    while frame is not None and len(stack) < STACK_LIMIT:
+        stack.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(stack)
+
+
+def hold_discipline(cell: Any, hold: Any) -> str:
+    """Return what is known of who releases a hold: ``owned``, ``later`` or ``bare``."""
+    if cell.kind != "lock" or hold[3]:
+        return "owned"
+    return discipline(hold[1], hold[2])
+
+
+def after_fork_in_child() -> None:
+    """Start a child with empty queues: what the parent saw, the parent reports."""
+    global pid
+    pid = os.getpid()
+    _events.clear()
+    _dropped.clear()
+    _errors.clear()
+    _error_texts.clear()
+
+
+def reset_for_tests() -> None:
+    """Forget events and counters."""
+    after_fork_in_child()

@@ -1,0 +1,1 @@
+"""What is patched, one module a family.  Each offers ``patches(...)``: steps for one `patching.PatchSet`."""

@@ -1,0 +1,86 @@
+"""What happens to the agent around a fork.
+
+``os.register_at_fork`` cannot be undone, so the three callbacks are registered once and ask whether there is an agent.
+
+CPython 3.12 and later warns at a fork if the process has more than one thread, and counts what the operating system
+counts.  In a program that is otherwise single-threaded that thread would be ours, and the warning would be one that
+the program does not deserve.  So the agent's thread ends before such a fork and comes back after it.  The
+warning is issued after the parent's callbacks, so "after" must be later still: a pending call, which the interpreter
+makes in the main thread as soon as it runs Python code again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WARNS_ABOUT_THREADS = sys.version_info >= (3, 12)
+
+
+class AtFork(Protocol):
+    """Whoever wants to be told of forks."""
+
+    def before_fork(self) -> None:
+        """Called in the parent, before."""
+
+    def after_fork_in_parent(self) -> None:
+        """Called in the parent, after."""
+
+    def after_fork_in_child(self) -> None:
+        """Called in the child."""
+
+
+_listener: AtFork | None = None
+_registered = False
+_count_error: Callable[[str, BaseException], None] = lambda _border, _error: None  # noqa: E731
+_kept: list[Any] = []  # pending callbacks, alive until they were called
+
+
+def listen(listener: AtFork | None, count_error: Callable[[str, BaseException], None]) -> None:
+    """Tell ``listener`` of each fork from now on; None for nobody."""
+    global _listener, _registered, _count_error
+    _listener, _count_error = listener, count_error
+    if not _registered and hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=lambda: _tell("before_fork"),
+            after_in_parent=lambda: _tell("after_fork_in_parent"),
+            after_in_child=lambda: _tell("after_fork_in_child"),
+        )
+        _registered = True
+
+
+def _tell(method: str) -> None:
+    listener = _listener
+    if listener is None:
+        return
+    try:
+        getattr(listener, method)()
+    except Exception as error:  # noqa: BLE001 - border: the fork must go on
+        _count_error("fork", error)
+
+
+def call_soon(function: Callable[[], None]) -> None:
+    """Call ``function`` in the main thread once it runs Python code again; at once where that cannot be arranged."""
+    try:
+        import ctypes
+    except ImportError:
+        function()
+        return
+
+    def pending(_argument: object) -> int:
+        _kept.remove(callback)
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001 - border: we are inside the interpreter's loop
+            _count_error("fork", error)
+        return 0
+
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(pending)
+    _kept.append(callback)
+    if ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:  # its queue of 32 is full
+        _kept.remove(callback)
+        function()

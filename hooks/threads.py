@@ -1,0 +1,64 @@
+"""Publishes joins, and remembers where threads were started.
+
+A join waits for the end of a thread, so the thread is the resource and its own holder: a ring can run through it.  The wait is
+published and walked before the original is called, which blocks in C; so the last blocker of a ring is found, and can be
+a victim, without waking anybody.  The end of a thread is seen by the core (a thread-local's destructor), not here.
+
+Left alone  ``Thread._bootstrap`` and ``run``: nothing of ours is on the stack of a thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from concagent import _real, core, state
+from concagent.errors import DeadlockError
+from concagent.hooks.patching import Patch, PatchSet
+
+_thread_join = threading.Thread.join
+_thread_start = threading.Thread.start
+
+
+@functools.wraps(_thread_join)
+def join(self: Any, timeout: float | None = None) -> None:
+    """Publish the wait for the thread's end, and wait as the original does."""
+    if not core.is_recording():
+        return _thread_join(self, timeout)
+    published = None
+    try:
+        if self.ident is not None and self.is_alive() and self.ident != _real.get_ident():
+            published = core.begin_wait(state.thread_cell(self), timeout is not None, _real.getframe(1))
+            core.check_wait(published)
+    except DeadlockError:
+        core.end_wait(published)
+        raise
+    except Exception as error:  # noqa: BLE001 - border: the join goes on with plain semantics
+        state.count_error("hook", error)
+    try:
+        return _thread_join(self, timeout)
+    finally:
+        if published is not None:
+            core.end_wait(published)
+
+
+@functools.wraps(_thread_start)
+def start(self: Any) -> None:
+    """Start the thread as the original does, and remember from where."""
+    if core.is_recording():
+        try:
+            frame = _real.getframe(1)
+            cell = state.thread_cell(self)
+            cell.code, cell.lasti = frame.f_code, frame.f_lasti
+        except Exception as error:  # noqa: BLE001 - border
+            state.count_error("hook", error)
+    _thread_start(self)
+
+
+def add_patches(patches: PatchSet) -> None:
+    """Append the patches of this family."""
+    patches.add(
+        Patch(threading.Thread, "join", join, "threading.Thread.join"),
+        Patch(threading.Thread, "start", start, "threading.Thread.start"),
+    )
