@@ -14,7 +14,7 @@ added stays; a label once given is never taken back.
 
 A scrape must also never break what it is part of: ``register`` puts us into the program's own registry, where an
 exception of ours would take the program's metrics down with it.  An error in ``statistics()`` is therefore counted in
-``concagent_agent_errors_total{border="exporter"}`` and the last good figures are shown again.
+``concagent_agent_errors_total{border="scrape"}`` and the last good figures are shown again.
 
 Assumes    ``AgentStats`` of one process come in the order in which they are asked for (we ask under a lock).
 Invariants M1 every metric of ``METRICS`` is in every scrape, and nothing else is.
@@ -55,15 +55,14 @@ BORDERS: Final = (
     "alertmanager",
     "callback",
     "core",
-    "delivery",
-    "detector",
-    "exporter",
+    "fork",
     "hook",
-    "http",
+    "listener",
     "log",
     "monitor",
+    "report",
+    "scrape",
     "sink",
-    "socket",
     "webhook",
     OTHER,
 )
@@ -350,7 +349,8 @@ class Collector:
             version: Version of concagent, for ``concagent_build_info``.
             top: Lock classes that are among this many busiest (contentions, then acquisitions) get a label.
             limit: Labels given in the life of this collector; None for three times ``top``.
-            on_error: Told about an error of ``statistics``, which the scrape itself survives.
+            on_error: Told about an error of ``statistics``, which the scrape itself survives.  May count it as an error
+                of the border ``scrape``: it appears once all the same.
         """
         self._statistics = statistics
         self._version = version
@@ -442,13 +442,7 @@ class Collector:
             "concagent_order_edges": {(): stats.order_edges},
             "concagent_open_resources": _added(_singles(stats.open_resources), [("file",)]),
             "concagent_leaked_resources": _added(_singles(stats.leaked_resources), [("file",)]),
-            "concagent_agent_errors_total": _added(
-                [
-                    (("exporter",), self._errors),
-                    *(((_closed(border, BORDERS),), count) for border, count in stats.agent_errors),
-                ],
-                [(border,) for border in BORDERS],
-            ),
+            "concagent_agent_errors_total": self._agent_errors(),
             "concagent_dropped_events_total": _added(
                 [((_closed(queue, QUEUES),), count) for queue, count in stats.dropped_events],
                 [(queue,) for queue in QUEUES],
@@ -456,6 +450,19 @@ class Collector:
             "concagent_agent_cpu_seconds_total": {(): stats.agent_cpu_seconds},
             "concagent_build_info": {(self._version, stats.core, platform.python_version()): 1},
         }
+
+    def _agent_errors(self) -> dict[tuple[str, ...], int]:
+        """Return errors by border, those of scraping among them.
+
+        Who was told by ``on_error`` may have counted them, too; but as long as ``statistics`` fails, only we can show
+        them.  Both counts are of the same errors, so the greater one is right, and it never falls.
+        """
+        errors = _added(
+            [((_closed(border, BORDERS),), count) for border, count in self._last.agent_errors],
+            [(border,) for border in BORDERS],
+        )
+        errors["scrape",] = max(errors["scrape",], self._errors)
+        return errors
 
 
 def register(

@@ -352,9 +352,32 @@ def test_an_error_in_the_statistics_is_counted_and_the_last_figures_stay() -> No
 
     series = parse(collector.render())
 
-    assert value(series, "concagent_agent_errors_total", border="exporter") == 2
+    assert value(series, "concagent_agent_errors_total", border="scrape") == 2
     assert value(series, "concagent_deadlocked_threads") == 2
     assert [str(error) for error in told] == ["torn", "torn"]
+
+
+def test_an_error_that_the_agent_counts_as_well_is_shown_once() -> None:
+    counted = [0]
+    broken = [True]
+
+    def statistics() -> AgentStats:
+        if broken[0]:
+            raise RuntimeError("torn")
+        return AgentStats(agent_errors=(("scrape", counted[0]),))
+
+    def count(_: Exception) -> None:
+        counted[0] += 1
+
+    collector = Collector(statistics, "1", on_error=count)
+    collector.render()
+    during = parse(collector.render())
+    broken[0] = False
+
+    after = parse(collector.render())
+
+    assert value(during, "concagent_agent_errors_total", border="scrape") == 2
+    assert value(after, "concagent_agent_errors_total", border="scrape") == 2
 
 
 def test_one_scrape_reads_the_statistics_once() -> None:
