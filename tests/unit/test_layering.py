@@ -24,7 +24,7 @@ ROOMS = {"agent": "", "hooks": "hooks", "exporters": "exporters"}
 ANYTHING = "anything"
 # A line that must make what the program would make says so, with its reason: "# layering: a queue's own conditions".
 EXCUSE = re.compile(r"# layering: \w")
-PRINTERS = {"cli", "__main__", "exporters"}
+PRINTERS = {"cli", "__main__", "commands", "exporters", "bootstrap"}  # bootstrap: concagent.report(file)
 
 ORIGINALS = {
     "threading": {
