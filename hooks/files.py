@@ -25,16 +25,16 @@ Rejected   *A proxy or a subclass*: ``type(open(p))`` changes.  *weakref.finaliz
            numbers are reused.  *A sentinel in the file's ``__dict__``*: dies after the file closed itself, so it cannot
            tell.  *Replacing ``close`` in the instance*: our frame at each close, and no ``self`` without a cycle.
            *Hooking the warnings*: the default filter drops them.  *An audit hook*: cannot be removed.
-           *Patching ``_io.open``*: the interpreter itself opens through it, for ``sys.stdin`` or source lines, and so do
-           ``tempfile`` and other modules that mean to be low-level; what they open is theirs.
+           *Patching ``_io.open``*: the interpreter itself opens through it, for ``sys.stdin`` or the source lines of a
+           traceback, with some innocent frame as the caller.  ``os.fdopen``, ``pathlib``, ``tempfile`` use ``io.open``.
 Invariants H1 whatever goes wrong here, the caller gets what the original gave, and the exception is counted.
            H2 nothing here refers to a file strongly.
            H3 a finding is made only of files that the interpreter itself calls unclosed: ``closefd``, not closed.
 Visible    one frame in tracebacks of a failing ``open`` (until the C core); two private entries in ``f.buffer.raw.__dict__``
            of a file that is open; ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and
            being no method in a class body are as with the original.
-Limits     a raw file separated by ``detach()`` from its buffer and then dropped is not noticed.  ``FileIO(...)``,
-           ``os.open``, and ``tempfile`` are not hooked.
+Limits     a raw file that was flushed and then dropped without its buffer, or in a cycle, is not noticed.  ``FileIO(...)`` and ``os.open`` are not hooked.  Where a ResourceWarning is
+           an error, its traceback has no carets, and without any frame it has an entry ``sys``.
 Cost       1.1-1.2 of stock for open + close, see ``benchmarks/bench_open.py``.
 Sources    CPython Modules/_io: iobase.c (iobase_finalize), textio.c, bufferedio.c (buffered_dealloc_warn), fileio.c;
            Modules/gcmodule.c (handle_weakrefs, finalize_garbage).
@@ -89,8 +89,26 @@ _OPEN: Final = "open"
 _CLOSING: Final = "closing"
 _COUNTED: Final = "counted"
 
+
+def _without_columns(code: CodeType) -> CodeType:
+    """Return the code with one line number for all of it and no columns: they would mark places in somebody's line."""
+    if not hasattr(code, "co_positions"):
+        return code  # 3.10 has none
+    units = len(code.co_code) // 2
+    lengths = [8] * (units // 8) + ([units % 8] if units % 8 else [])
+    # Entries of the kind 13 of CPython's Objects/locations.md: no columns; then the difference of lines, 0.
+    return code.replace(co_linetable=b"".join(bytes((0xE8 | (length - 1), 0)) for length in lengths))
+
+
 # One line, whatever a formatter thinks: its only line number is replaced.
-_TRAMPOLINE: Final[CodeType] = (lambda function, args, kwargs: function(*args, **kwargs)).__code__
+_TRAMPOLINE: Final = _without_columns((lambda function, args, kwargs: function(*args, **kwargs)).__code__)
+
+# What the interpreter itself says where there is no frame.  Not vars(sys): it has no builtins, which warnings needs.
+_NO_FRAME: Final[tuple[str, int, str, dict[str, Any]]] = (
+    *(("<sys>", 0) if sys.version_info >= (3, 13) else ("sys", 1)),
+    "sys",
+    {"__name__": "sys", "__builtins__": builtins},
+)
 
 
 def call_as_if_from(frame: FrameType | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -100,15 +118,12 @@ def call_as_if_from(frame: FrameType | None, function: Callable[..., Any], *args
     without any frame, where the interpreter names the module ``sys``.  Costs some microseconds.
     """
     if frame is None:
-        file, line, namespace = _NO_FRAME
+        file, line, name, namespace = _NO_FRAME
     else:
-        file, line, namespace = frame.f_code.co_filename, frame.f_lineno, frame.f_globals
-    name = getattr(function, "__name__", "open")
-    code = _TRAMPOLINE.replace(co_filename=file, co_firstlineno=line or 1, co_name=name)
+        user = frame.f_code
+        file, line, name, namespace = user.co_filename, frame.f_lineno, user.co_name, frame.f_globals
+    code = _TRAMPOLINE.replace(co_filename=file, co_firstlineno=1 if line is None else line, co_name=name)
     return FunctionType(code, namespace)(function, args, kwargs)
-
-
-_NO_FRAME: Final = ("sys", 1, vars(sys))
 
 
 class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the type checker
