@@ -33,8 +33,9 @@ Invariants H1 whatever goes wrong here, the caller gets what the original gave, 
 Visible    one frame in tracebacks of a failing ``open`` (until the C core); two private entries in ``f.buffer.raw.__dict__``
            of a file that is open; ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and
            being no method in a class body are as with the original.
-Limits     a raw file that was flushed and then dropped without its buffer, or in a cycle, is not noticed.  ``FileIO(...)`` and ``os.open`` are not hooked.  Where a ResourceWarning is
-           an error, its traceback has no carets, and without any frame it has an entry ``sys``.
+Limits     not noticed: a raw file that was detached or flushed, and then dropped alone or in a cycle; ``FileIO(...)`` and
+           ``os.open``.  Where a ResourceWarning is an error, its traceback has no carets, and without any frame it has
+           an entry ``sys``.
 Cost       1.1-1.2 of stock for open + close, see ``benchmarks/bench_open.py``.
 Sources    CPython Modules/_io: iobase.c (iobase_finalize), textio.c, bufferedio.c (buffered_dealloc_warn), fileio.c;
            Modules/gcmodule.c (handle_weakrefs, finalize_garbage).

@@ -378,18 +378,6 @@ def test_a_dropped_nameless_temporary_file_is_found_as_the_interpreter_says(reco
     assert [event.count for event in recording.unclosed()] == [1]
 
 
-@pytest.mark.parametrize("arguments", [("r",), ("rb",)])
-def test_a_raw_file_that_outlives_its_detached_buffer_is_found(
-    recording: Recording, path: str, arguments: tuple[Any, ...]
-) -> None:
-    file: Any = open(path, *arguments)
-    while hasattr(file, "detach"):
-        file = file.detach()
-    del file
-
-    assert [event.count for event in recording.unclosed()] == [1]
-
-
 def test_a_file_opened_through_the_standard_library_has_the_line_of_the_program(
     recording: Recording, path: str
 ) -> None:
