@@ -224,7 +224,8 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         for service in self.services:
-            poll.register(service.fileno(), select.POLLIN)
+            if service.fileno() >= 0:  # -1: closed, as a listener is in a fork's child
+                poll.register(service.fileno(), select.POLLIN)
         until = min([self._next_tick, *(due for due, _ in self._due)])
         left_ms = max(0, (until - _real.monotonic_ns()) // 1_000_000 + 1)
         return [fd for fd, _ in poll.poll(left_ms)]
@@ -237,7 +238,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             except BlockingIOError:
                 pass
         for service in list(self.services):
-            if service.fileno() in ready:
+            if service.fileno() >= 0 and service.fileno() in ready:
                 self._step(lambda _argument, serve=service.handle: serve(), None)
 
     def _work(self, _argument: None) -> None:
