@@ -17,12 +17,17 @@ CARELESS = {
         "threading.Thread(target=GATE.acquire, name='forgotten', daemon=True).start()",
         "thread: <Thread(forgotten",
     ),
-    "native": ("_thread.start_new_thread(GATE.acquire, ())", "1 more native threads than before"),
+    "native": ("_thread.start_new_thread(stay, ()); STARTED.acquire()", "1 more native threads than before"),
 }
 TEST = """
 import _thread, threading
-GATE = _thread.allocate_lock()
+GATE, STARTED = _thread.allocate_lock(), _thread.allocate_lock()
 GATE.acquire()
+STARTED.acquire()
+
+def stay():
+    STARTED.release()  # a thread that has not begun is not counted
+    GATE.acquire()
 
 def test_careless():
     {code}
