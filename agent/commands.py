@@ -197,7 +197,7 @@ def top(pid: int, once: bool, interval: float, timeout: float) -> None:
 
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     if once or not sys.stdout.isatty():
         console.print(picture())
         while not once:
@@ -280,10 +280,16 @@ def demo() -> int:
 
     script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples", "demo.py")
     if os.path.isfile(script):
-        command = [sys.executable, script]
-    else:
-        command = [sys.executable, "-m", "concagent", "run", "--stderr", "--no-log", "-c", DEMO]
-    return subprocess.run(command, check=False).returncode
+        return subprocess.run([sys.executable, script], check=False).returncode
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="concagent-demo-") as directory:
+        # A file, not -c: a report quotes the source.
+        script = os.path.join(directory, "demo.py")
+        with open_file(script, "w", encoding="utf-8") as file:
+            file.write(DEMO.lstrip())
+        command = [sys.executable, "-m", "concagent", "run", "--stderr", "--no-log", script]
+        return subprocess.run(command, check=False).returncode
 
 
 def _write(data: bytes) -> None:
@@ -471,7 +477,8 @@ def _top_picture(report: Mapping[str, Any]) -> RenderableType:
     def order(actor: Mapping[str, Any]) -> tuple[bool, bool, float]:
         return actor["id"] not in in_ring, actor["waits_for"] is None, actor["waiting_since"] or now
 
-    for actor in sorted(snapshot["actors"], key=order):
+    actors = [actor for actor in snapshot["actors"] if actor["state"] != "agent"]
+    for actor in sorted(actors, key=order):
         waits = actor["waits_for"]
         since = f"{max(0.0, now - actor['waiting_since']):.1f} s" if waits and actor["waiting_since"] else ""
         where = actor.get("waits_at") or (actor["stack"][-1] if actor["stack"] else None)
@@ -483,11 +490,11 @@ def _top_picture(report: Mapping[str, Any]) -> RenderableType:
             names.get(waits, waits) if waits else "",
             since,
             ", ".join(names.get(held, held) for held in actor["holds"]),
-            f"{where['file']}:{where['line']} {where['function']}" if where else "",
+            f"{os.path.basename(where['file'])}:{where['line']} {where['function']}" if where else "",
         ]
         table.add_row(*(Text(cell) for cell in cells), style="red" if actor["id"] in in_ring else None)
     head = (
-        f"pid {snapshot['pid']} {snapshot['process_name']}  {len(snapshot['actors'])} threads, "
+        f"pid {snapshot['pid']} {snapshot['process_name']}  {len(actors)} threads, "
         f"{statistics['blocked_threads']} blocked, {len(in_ring)} deadlocked; "
         f"{statistics['locks_alive']} locks; {statistics['open_findings']} open findings"
     )
@@ -498,7 +505,8 @@ def _resource_name(resource: Mapping[str, Any]) -> str:
     if resource["name"]:
         return str(resource["name"])
     created = resource["created"]
-    return f"{os.path.basename(created['file'])}:{created['line']}" if created else str(resource["id"])
+    place = f" {os.path.basename(created['file'])}:{created['line']}" if created else ""
+    return f"{resource['id']}{place}"
 
 
 def _diagnosis() -> Iterator[tuple[str, str, bool]]:

@@ -22,6 +22,37 @@ from concagent.exporters import control
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
+# Two threads that wait for each other for ever, and a main thread stuck behind them.
+DEADLOCK = """
+import threading
+
+accounts, audit = threading.Lock(), threading.Lock()
+first, second = threading.Event(), threading.Event()
+
+
+def transfer():
+    with accounts:
+        first.set()
+        second.wait()
+        with audit:
+            pass
+
+
+def review():
+    with audit:
+        second.set()
+        first.wait()
+        with accounts:
+            pass
+
+
+threads = [threading.Thread(target=work, name=work.__name__) for work in (transfer, review)]
+for thread in threads:
+    thread.start()
+print("ready", flush=True)
+threads[0].join()
+"""
+
 # A process with a control socket and nothing else of the agent.
 SERVER = """
 import os, select, sys
@@ -371,3 +402,77 @@ def test_a_second_server_of_the_same_process_is_refused() -> None:
 def test_a_word_that_is_no_command_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be a command"):
         server_of({"Rm -rf": lambda: b""})
+
+
+@contextlib.contextmanager
+def deadlocked(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that deadlocks under the agent, with findings in ``findings.jsonl``, until they are there."""
+    findings = place / "findings.jsonl"
+    (place / "app.py").write_text(DEADLOCK)
+    launcher = [sys.executable, "-m", "concagent", "run", "--no-log", "--findings", str(findings)]
+    running = subprocess.Popen(
+        [*launcher, str(place / "app.py")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 30
+        while not (findings.exists() and findings.read_text().endswith("\n")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def concagent(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one of our commands."""
+    command = [sys.executable, "-m", "concagent", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_real_deadlock_is_reported_drawn_watched_and_checked(tmp_path: Path) -> None:
+    with deadlocked(tmp_path) as running:
+        report = concagent("report", running.pid)
+        picture = concagent("graph", running.pid)
+        dot = concagent("graph", running.pid, "--format", "dot")
+        watched = concagent("top", running.pid, "--once")
+        checked = concagent("check", tmp_path / "findings.jsonl")
+        saved = concagent("report", running.pid, "--format", "json")
+    (tmp_path / "report.json").write_text(saved.stdout)
+    redrawn = concagent("graph", tmp_path / "report.json", "--format", "dot")
+
+    assert (report.returncode, report.stderr) == (0, "")
+    assert "1 deadlock right now" in report.stdout
+    assert "transfer" in report.stdout
+    assert picture.stdout.startswith("<svg")
+    assert dot.stdout.startswith("digraph")
+    assert watched.stdout.splitlines()[3].split()[2] == "deadlock"
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert checked.stdout.splitlines()[1].startswith("deadlock")
+    assert redrawn.stdout.count("->") == dot.stdout.count("->")
+
+
+def test_a_process_without_its_socket_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCAGENT_SOCKET", "off")
+
+    with deadlocked(tmp_path) as running:
+        done = concagent("report", running.pid)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"concagent: process {running.pid} runs without concagent, or with socket=off\n"
+
+
+def test_the_demo_shows_a_deadlock_and_ends_by_itself(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from concagent import cli; os.path.isfile = lambda path: False; sys.exit(cli.main(['demo']))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+
+    assert done.returncode == 0
+    assert "DEADLOCK, proven" in done.stderr
+    assert "with audit:" in done.stderr

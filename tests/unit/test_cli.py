@@ -364,6 +364,7 @@ class TestTop:
         assert "[red]worker" in out
         assert "deadlock" in out
         assert "lock orders" in out
+        assert "rlock r2 app.py:12" in out
         assert "2.0 s" in out
         assert "2 blocked, 2 deadlocked" in out
 
