@@ -300,7 +300,7 @@ def _pushed(record: ThreadRecord, cell: LockCell, hold: Hold, blocking: bool) ->
             _purge(record)
         if record.chains:
             chain = (record.chains[-1] * 0x9E3779B97F4A7C15 + chain) & _MASK
-        if chain not in _known_chains:
+        if blocking and chain not in _known_chains:  # a try-lock makes no order, and must not hide who does
             _new_chain(record, cell, hold, chain, blocking)
     held.append(cell)
     record.chains.append(chain)

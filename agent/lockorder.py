@@ -210,4 +210,4 @@ class LockOrderGraph:
         ranks = self._ranks
         moved = [*sorted(lower, key=ranks.__getitem__), *sorted(upper, key=ranks.__getitem__)]
         free = sorted(ranks[serial] for serial in moved)
-        ranks.update(zip(moved, free))
+        ranks.update(zip(moved, free, strict=True))

@@ -24,10 +24,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from concagent import _real, core, graph, snapshots, state, suppressions
+from concagent import _real, core, graph, recovery, snapshots, state, suppressions
 from concagent.detectors import deadlock, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.ledger import Ledger
+from concagent.lockorder import LockOrderGraph
 from concagent.model import SINGLE_HOLDER_KINDS, Report
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         self.services: list[Service] = []
         self.tick_hooks: list[Callable[[int], None]] = []
         self.idents: set[int] = set()
-        self.order_edges = 0
+        self.order = LockOrderGraph()  # written by the monitor's thread only
         self._told_sinks: set[str] = set()
         self._reset()
 
@@ -98,8 +99,11 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
     def ring(self, path: Sequence[tuple[Any, int, Any, Any]]) -> BaseException | None:
         """Hand a ring to the monitor's thread; under ``recover="raise"`` return the error for its last member."""
         try:
-            if self.config.recover == "raise" and self._is_closed(path):
-                return self._victim_error(path)
+            if self.config.recover != "off":
+                ring = tuple(step[0].serial for step in path)
+                victim = recovery.choose_victim(self.config.recover, ring, proven=self._is_closed(path))
+                if victim is not None:
+                    return self._victim_error(ring, victim)
             records = tuple(step[0] for step in path)
             epochs = tuple(step[1] for step in path)
             state.post(state.RingEvent(records, epochs, _real.monotonic_ns()))
@@ -121,10 +125,9 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         idents = {record.ident for record in core.records() if record.serial in serials} | self.idents
         return set(_real.current_frames()) <= idents
 
-    def _victim_error(self, path: Sequence[tuple[Any, int, Any, Any]]) -> BaseException:
-        ring = tuple(step[0].serial for step in path)
+    def _victim_error(self, ring: tuple[int, ...], victim: int) -> BaseException:
         picture = snapshots.take(only=frozenset(ring), stacks=True, stack_limit=self.config.stack_depth)
-        finding = self._finish(deadlock.ring_finding(picture, ring, victim=ring[0]))
+        finding = self._finish(deadlock.ring_finding(picture, ring, victim=victim))
         state.post(finding)
         self.wake()
         return DeadlockError(f"{finding.title} (finding {finding.id})", finding)
@@ -301,7 +304,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
     def _judge_ring(self, serial: int, epoch: int) -> None:
         """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again."""
         picture = snapshots.take()
-        if _epoch(picture, serial) != epoch:
+        if _epochs(picture).get(serial) != epoch:
             self._pending.discard((serial, epoch))
             return
         ring = next((ring for ring in graph.find_rings(picture) if serial in ring), None)
@@ -320,11 +323,12 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         picture = snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth)
         if any(serial not in {edge.actor for edge in picture.requests} for serial in ring):
             return  # somebody was freed in between
-        keys = {(serial, _epoch(picture, serial)) for serial in ring}
+        epochs = _epochs(picture)
+        keys = {(serial, epochs[serial]) for serial in ring}
         if keys <= self._told_waits:
             return
         self._told_waits |= keys
-        self._told_waits |= {(serial, _epoch(picture, serial)) for serial in graph.behind(picture, ring)}
+        self._told_waits |= {(serial, epochs[serial]) for serial in graph.behind(picture, ring)}
         self.publish(deadlock.ring_finding(picture, ring))
 
     def _tick(self, now_ns: int) -> None:
@@ -359,7 +363,8 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
 
     def _look_at_residue(self, picture: Snapshot) -> None:
         residue = graph.reduce(picture)
-        keys = frozenset((serial, _epoch(picture, serial)) for serial in residue)
+        epochs = _epochs(picture)
+        keys = frozenset((serial, epochs[serial]) for serial in residue)
         stable = residue and keys <= self._last_residue and not picture.foreign_threads
         self._last_residue = keys
         if stable:
@@ -368,7 +373,8 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
     def _look_at_suspects(self, picture: Snapshot, now_ns: int) -> None:
         """Report cycles through semaphores whose permits are all with stuck threads, after ``stall_after`` seconds."""
         residue = graph.reduce(picture, signals=False)
-        keys = frozenset((serial, _epoch(picture, serial)) for serial in residue)
+        epochs = _epochs(picture)
+        keys = frozenset((serial, epochs[serial]) for serial in residue)
         young = any(now_ns - e.since_ns < self.config.stall_after * 1e9 for e in picture.requests if e.actor in residue)
         stable = residue and keys <= self._last_suspects
         self._last_suspects = keys
@@ -377,10 +383,10 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
 
     def _publish_residue(self, residue: frozenset[int], *, suspected: bool) -> None:
         picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
-        waiting = {edge.actor for edge in picture.requests}
-        if not residue <= waiting:
+        epochs = _epochs(picture)
+        if not residue <= epochs.keys():
             return
-        keys = {serial: (serial, _epoch(picture, serial)) for serial in residue}
+        keys = {serial: (serial, epochs[serial]) for serial in residue}
         known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
         rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
         for finding in deadlock.residue_findings(picture, residue, known, suspected=suspected):
@@ -433,7 +439,8 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             self._told_holds.clear()
 
     def _drain_order(self) -> None:
-        self.order_edges += len(core.drain_order())
+        for held, inner, code, lasti, thread, blocking in core.drain_order():
+            self.order.add(held, inner, snapshots.call_site(code, lasti), thread, blocking)
 
     # ------------------------------------------------------------ delivering
 
@@ -485,8 +492,8 @@ def _closed(picture: Snapshot, ring: tuple[int, ...]) -> bool:
     return deadlock.ring_is_closed(edges)
 
 
-def _epoch(picture: Snapshot, serial: int) -> int:
-    return next((edge.epoch for edge in picture.requests if edge.actor == serial), -1)
+def _epochs(picture: Snapshot) -> dict[int, int]:
+    return {edge.actor: edge.epoch for edge in picture.requests}
 
 
 def _with_stack(actor: Any, stack: Any) -> Any:
