@@ -39,7 +39,7 @@ from __future__ import annotations
 import builtins
 import os
 import sys
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from concagent._real import get_ident, getframe, open_file
@@ -527,12 +527,12 @@ def launched_plainly() -> bool:
 
     if get_ident() != threading.main_thread().ident or sys.flags.inspect:
         return False
-    frame = getframe(1)
+    frame: FrameType | None = getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__")
         if name not in {"__main__", "runpy", "concagent.cli", "concagent.__main__", __name__}:
             return False
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return True
 
 
