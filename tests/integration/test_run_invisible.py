@@ -59,8 +59,11 @@ def script(name: str, *arguments: str, **more: object) -> Row:
 # A stack printed by the program shows the one frame of ours that holds the program's (runner.py says why).
 OUR_FRAME = r'  File "[^"]*runner\.py", line \d+,? in start\n(    .*\n(    [ ~^]*\n)?)?'
 
-# A dump of all threads shows the agent's too, each frame of which is in one of our files.
-OUR_THREADS = r'Thread 0xADDRESS(?: \[[^\]]*\])? \(most recent call first\):\n(?:  File "[^"]*concagent/[^"]*", line \d+ in .*\n)+\n'
+# A dump of all threads shows the agent's too: each frame is in one of our files, and one that just began has none.
+OUR_THREADS = (
+    r"Thread 0xADDRESS(?: \[[^\]]*\])? \(most recent call first\):\n"
+    r'(?:  <no Python frame>\n|(?:  File "[^"]*concagent/[^"]*", line \d+ in .*\n)+)\n'
+)
 
 PROGRAMS = (
     script("arguments", "one", "--two", "-m", "--", "--findings=x"),
