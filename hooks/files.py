@@ -148,35 +148,32 @@ class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the t
     def __call__(self, *source: Any) -> Any:
         """Note the end of the file and do what the original method does."""
         raw = _deref(self)
+        if raw is not None and not source and not raw._finalizing:
+            # Somebody closes it, or flushes it by hand; we cannot tell and need not.
+            self.fate = _CLOSING
+            raw.__dict__.pop("flush", None)
+            return _raw_flush(raw)
         try:
             caller = _getframe(1)
         except ValueError:
             caller = None
-        if source:
-            if raw is None:
-                raw = _raw_of(source[0])
-            if raw is None:
-                return None
-            try:
-                if self.fate is not _COUNTED and raw.closefd and not raw.closed:
-                    self.hook.count_unclosed(self)
-            except Exception as error:  # noqa: BLE001  a border: we are in a finalizer of the user's file
-                self.hook.failed(error)
-            return call_as_if_from(caller, _raw_dealloc_warn, raw, *source)
         try:
-            if raw is None:
-                if caller is not None and self.fate == (id(caller), caller.f_lasti):
-                    self.hook.count_unclosed(self)
-                return None
-            if raw._finalizing:
-                if self.fate is not _COUNTED:
-                    self.hook.count_unclosed(self)
+            if source:
+                if raw is None:
+                    raw = _raw_of(source[0])
+                unclosed = raw is not None and raw.closefd and not raw.closed
+            elif raw is None:
+                unclosed = caller is not None and self.fate == (id(caller), caller.f_lasti)
             else:
-                if self.fate is _OPEN:
-                    self.fate = _CLOSING
-                raw.__dict__.pop("flush", None)
-        except Exception as error:  # noqa: BLE001  a border: we are in the user's close
+                unclosed = True
+            if unclosed and self.fate is not _COUNTED:
+                self.hook.count_unclosed(self)
+        except Exception as error:  # noqa: BLE001  a border: we are in a finalizer of the user's file
             self.hook.failed(error)
+        if raw is None:
+            return None
+        if source:
+            return call_as_if_from(caller, _raw_dealloc_warn, raw, *source)
         return _raw_flush(raw)
 
 

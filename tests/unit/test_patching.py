@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -161,13 +162,7 @@ def test_set_is_rolled_back_in_reverse_when_one_patch_fails(module: types.Module
     log: list[str] = []
     patches = PatchSet()
     for name in "ab":
-        patches.add(
-            Switch(
-                name,
-                lambda name=name: log.append("+" + name),
-                lambda name=name: log.append("-" + name),
-            )
-        )  # type: ignore[misc]
+        patches.add(Switch(name, partial(log.append, "+" + name), partial(log.append, "-" + name)))
     patches.add(
         Patch(module, "value", "ours", "example.value"),
         Patch(module, "nothing", 1, "example.nothing"),
