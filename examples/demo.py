@@ -122,16 +122,18 @@ class Demo:
             deadline = time.monotonic() + PATIENCE_SECONDS
             scraped = 0.0
             while time.monotonic() < deadline and self.running().poll() is None:
-                if self.findings.exists() and self.findings.stat().st_size:
+                # A reader can see the first pages of a line before the last ones: one that has no end is not there yet.
+                if self.findings.exists() and "\n" in (text := self.findings.read_text()):
                     seen = time.time()
-                    line = self.findings.read_text().splitlines()[0]
+                    line = text.splitlines()[0]
                     finding = json.loads(line)
                     last_block = max(actor["waiting_since"] for actor in members(finding))
                     self.seen_ms = (seen - last_block) * 1e3
                     self.found_ms = (finding["time"] - last_block) * 1e3
                     return finding, err, before, port
                 if time.monotonic() - scraped > (0.25 if before else 0.02):
-                    before = self.scrape(port) or before
+                    now = self.scrape(port)
+                    before = now if now.get("concagent_open_deadlocks") == 0 else before
                     scraped = time.monotonic()
                 time.sleep(0.0005)
             if self.end() is None:
