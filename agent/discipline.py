@@ -3,8 +3,10 @@
 Python lets any thread release a Lock, and programs use that: a Lock taken at the start and released by another thread is
 a poor man's event.  Such a wait looks exactly like a self-deadlock until the release comes.  The code that took the lock
 tells them apart: ``acquire()`` followed by a ``try`` whose handler releases the same expression is a mutex, and nobody
-writes that around a signal.  A release of the same expression further down in the same function says nearly as much,
-except in the idiom ``acquire(); start(thread); acquire(); release()``, where the waiter *is* the holder.
+writes that around a signal.  A release of the same expression further down in the same function says nearly as much.
+In the idiom ``acquire(); start(thread); acquire(); release()`` the release belongs to the second acquire, and who gives
+the first one back is somebody else; so what comes next in the function must be a release, and it must be called: the
+``release`` in ``Timer(1, lock.release)`` is the somebody else.
 
 Only asked about the few holds of a ring, after it was found; the answer for a site never changes and is cached.
 
@@ -41,16 +43,32 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     taken = _called(instructions, at)
     if taken is None:
         return "bare"
-    releases = [
-        ins.offset
-        for i, ins in enumerate(instructions)
-        if ins.opname in _ATTRIBUTES and ins.argval in _RELEASES and _expression(instructions, i - 1) == taken
-    ]
+    if code.co_name == "__enter__":
+        return "owned"  # of a class around the lock: its ``__exit__`` runs in the same thread
+    releases = [ins.offset for ins in _loads(instructions, taken, _RELEASES) if _is_called(ins)]
+    acquires = [ins.offset for ins in _loads(instructions, taken, _ACQUIRES)]
+    following = min((offset for offset in releases if offset > lasti), default=None)
+    if following is None or any(lasti < offset < following for offset in acquires):
+        return "bare"
     near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
     for start, target in _handlers(code, instructions):
         if start in near and any(offset >= target for offset in releases):
             return "owned"
-    return "later" if any(offset > lasti for offset in releases) else "bare"
+    return "later"
+
+
+def _loads(instructions: list[Any], taken: tuple[str, ...], methods: tuple[str, ...]) -> list[Any]:
+    """Return the instructions where one of these methods of the expression are looked up."""
+    return [
+        ins
+        for i, ins in enumerate(instructions)
+        if ins.opname in _ATTRIBUTES and ins.argval in methods and _expression(instructions, i - 1) == taken
+    ]
+
+
+def _is_called(ins: Any) -> bool:
+    """Return whether a method without arguments is looked up in order to be called, and not to be handed on."""
+    return ins.opname == "LOAD_METHOD" or (sys.version_info >= (3, 12) and bool(ins.arg & 1))
 
 
 def _instructions(code: CodeType) -> list[Any]:

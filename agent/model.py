@@ -127,7 +127,10 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class RequestEdge:
-    """An actor waits for a resource: since when, in which epoch, whether it gives up by itself, and where."""
+    """An actor waits for a resource: since when, in which epoch, whether it gives up by itself, and where.
+
+    ``discipline`` is told, as for an assignment, where an actor waits for what it holds itself; ``bare`` elsewhere.
+    """
 
     actor: int
     resource: int
@@ -135,6 +138,7 @@ class RequestEdge:
     epoch: int
     timed: bool
     site: CallSite | None
+    discipline: str = "bare"
 
 
 @dataclass(frozen=True, slots=True)

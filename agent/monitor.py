@@ -22,7 +22,8 @@ import select
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from concagent import _real, core, graph, recovery, snapshots, state, suppressions
 from concagent.detectors import deadlock, misuse, orphan, slow
@@ -39,8 +40,16 @@ if TYPE_CHECKING:
     from concagent.model import Finding, Snapshot
 
 TICK_NS: Final = 1_000_000_000
+CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 GRACE_NS: Final = 400_000_000  # for a hand-over of a bare lock after its thread has ended
 _STEP_ERRORS: Final = "monitor"
+
+
+class _SecondLook(NamedTuple):
+    """A ring through this actor's wait is to be judged again."""
+
+    serial: int
+    epoch: int
 
 
 class Service(Protocol):
@@ -118,12 +127,14 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         ring = tuple(step[0].serial for step in path)
         if len({edge.actor for edge in picture.requests}) < len(ring):
             return False
-        return deadlock.is_proven(picture, ring) if self._nobody_else(serials) else _closed(picture, ring)
+        if deadlock.ring_is_closed(picture, ring):
+            return True
+        return self._nobody_else(serials) and deadlock.nobody_is_left(picture, ring)
 
     def _nobody_else(self, serials: frozenset[int]) -> bool:
         """Return whether all threads of the process are in the ring or ours, so that the small picture is the whole one."""
         idents = {record.ident for record in core.records() if record.serial in serials} | self.idents
-        return set(_real.current_frames()) <= idents
+        return set(_real.current_frames()) <= idents and not has_signal_handlers()
 
     def _victim_error(self, ring: tuple[int, ...], victim: int) -> BaseException:
         picture = snapshots.take(only=frozenset(ring), stacks=True, stack_limit=self.config.stack_depth)
@@ -295,14 +306,21 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             if event.cell.state.get(0) is not event.hold or event.cell.cls.signal:
                 return  # handed over after all
             self._publish_misuse(event)
+        elif isinstance(event, _SecondLook):
+            self._judge_ring(event.serial, event.epoch, again=True)
+            return
         self._look_for_orphans()
 
     def _publish_misuse(self, event: state.MisuseEvent) -> None:
         picture = snapshots.of_event(event)
         self.publish(misuse.misuse_finding(picture, event.detail, event.cell.serial, event.record.serial))
 
-    def _judge_ring(self, serial: int, epoch: int) -> None:
-        """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again."""
+    def _judge_ring(self, serial: int, epoch: int, *, again: bool = False) -> None:
+        """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again.
+
+        A ring that is proven only because nobody else is alive must be so twice: a thread that is just being started
+        or a finalizer that is about to run shows in no single picture.
+        """
         picture = snapshots.take()
         if _epochs(picture).get(serial) != epoch:
             self._pending.discard((serial, epoch))
@@ -310,13 +328,28 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         ring = next((ring for ring in graph.find_rings(picture) if serial in ring), None)
         if ring is None:
             self._pending.discard((serial, epoch))
-        elif deadlock.is_proven(self._with_handlers(picture), ring):
+        elif deadlock.ring_is_closed(picture, ring):
             self._pending.discard((serial, epoch))
             self._publish_ring(ring)
+        elif deadlock.nobody_is_left(self._with_handlers(picture), ring):
+            self._pending.discard((serial, epoch))
+            if again:
+                self._publish_ring(ring)
+            else:
+                self._due.append((picture.monotonic_ns + CONFIRM_NS, _SecondLook(serial, epoch)))
         else:
             self._pending.add((serial, epoch))
+            self._suspect_ring(picture, ring)
 
-    def _publish_ring(self, ring: tuple[int, ...]) -> None:
+    def _suspect_ring(self, picture: Snapshot, ring: tuple[int, ...]) -> None:
+        """Report a ring of locks that somebody outside might break but for a long time has not."""
+        requests = [edge for edge in picture.requests if edge.actor in ring]
+        kinds = {resource.serial: resource.kind for resource in picture.resources}
+        young = picture.monotonic_ns - max(edge.since_ns for edge in requests) < self.config.stall_after * 1e9
+        if len(ring) > 1 and not young and all(kinds[edge.resource] in {"lock", "rlock"} for edge in requests):
+            self._publish_ring(ring, doubt="one of these locks may be a signal that a thread outside of the ring gives")
+
+    def _publish_ring(self, ring: tuple[int, ...], *, doubt: str | None = None) -> None:
         wanted = frozenset(ring)
         bare = snapshots.take()
         wanted |= frozenset(graph.behind(bare, ring)[:50])
@@ -329,7 +362,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             return
         self._told_waits |= keys
         self._told_waits |= {(serial, epochs[serial]) for serial in graph.behind(picture, ring)}
-        self.publish(deadlock.ring_finding(picture, ring))
+        self.publish(deadlock.ring_finding(picture, ring, doubt=doubt))
 
     def _tick(self, now_ns: int) -> None:
         self._drain_order()
@@ -348,17 +381,13 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             self._look_for_orphans()
 
     def _with_handlers(self, picture: Snapshot) -> Snapshot:
-        """Let the main thread count as alive while it waits for something that a handler of the program could signal."""
-        from dataclasses import replace
-
+        """Let a main thread that waits count as alive while the program has signal handlers: they run in the midst of it."""
         main = core.record_of_ident(threading.main_thread().ident)
         if main is None or not has_signal_handlers():
             return picture
-        kinds = {r.serial: r.kind for r in picture.resources}
-        request = next((e for e in picture.requests if e.actor == main.serial), None)
-        if request is None or kinds[request.resource] in SINGLE_HOLDER_KINDS:
-            return picture
-        actors = tuple(replace(a, state="live") if a.serial == main.serial else a for a in picture.actors)
+        actors = tuple(
+            replace(actor, state="live") if actor.serial == main.serial else actor for actor in picture.actors
+        )
         return replace(picture, actors=actors)
 
     def _look_at_residue(self, picture: Snapshot) -> None:
@@ -468,28 +497,17 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
     def report(self, trigger: str) -> tuple[Snapshot, tuple[tuple[int, ...], ...]]:
         """Return the full picture with every stack, and the rings that are deadlocks right now; any thread may ask."""
         picture = snapshots.take(stacks=True, stack_limit=self.config.stack_depth)
-        rings = tuple(ring for ring in graph.find_rings(picture) if deadlock.is_proven(picture, ring))
+        judged = self._with_handlers(picture)
+        rings = tuple(ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring))
         return picture, rings
 
     def deadlocked(self) -> tuple[int, int]:
         """Return (threads in deadlocks, deadlocks) as of now: proven rings, and reported waits that still last."""
         picture = snapshots.take()
-        rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(picture, ring)]
+        judged = self._with_handlers(picture)
+        rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}
         return len(in_rings), len(rings)
-
-
-def _closed(picture: Snapshot, ring: tuple[int, ...]) -> bool:
-    kinds = {resource.serial: resource.kind for resource in picture.resources}
-    requests = {edge.actor: edge.resource for edge in picture.requests}
-    edges = []
-    for waiter in ring:
-        resource = requests[waiter]
-        hold = next((edge for edge in picture.assignments if edge.resource == resource), None)
-        if hold is None:
-            return False
-        edges.append((waiter, kinds[resource], hold))
-    return deadlock.ring_is_closed(edges)
 
 
 def _epochs(picture: Snapshot) -> dict[int, int]:
@@ -497,8 +515,6 @@ def _epochs(picture: Snapshot) -> dict[int, int]:
 
 
 def _with_stack(actor: Any, stack: Any) -> Any:
-    from dataclasses import replace
-
     return replace(actor, stack=stack) if stack else actor
 
 

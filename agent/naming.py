@@ -24,14 +24,18 @@ _ASSIGNMENT = re.compile(r"^\s*(?P<target>[A-Za-z_][\w.]*)\s*(?::[^=]+)?=(?!=)\s
 
 def name_of(target: Any, created: CallSite | None, wait: Any = None) -> str | None:
     """Return the name of a lock (``target``, None if it is not at hand), None if it cannot be told."""
-    if target is not None and created is not None:
-        name = _global_name(target, created.file, wait)
-        if name is not None:
-            return name
+    if target is not None:
+        files = [created.file] if created is not None else []
+        if wait is not None and wait.code is not None and wait.code.co_filename not in files:
+            files.append(wait.code.co_filename)
+        for file in files:
+            name = _global_name(target, file)
+            if name is not None:
+                return name
     return _assigned_name(created) if created is not None else None
 
 
-def _global_name(target: Any, file: str, wait: Any) -> str | None:
+def _global_name(target: Any, file: str) -> str | None:
     names = []
     for module in list(sys.modules.values()):
         namespace = getattr(module, "__dict__", None)

@@ -196,7 +196,10 @@ class _Builder:
         resource = wait.resource
         self.add_resource(resource, wait)
         site = call_site(wait.code, wait.lasti)
-        self.requests.append(RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site))
+        own = hold is not None and hold[0] is record and wait.token is not None
+        habit = state.hold_discipline(resource, wait.token) if own else "bare"
+        edge = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit)
+        self.requests.append(edge)
         if hold is not None:
             self.assign(resource, hold)
         for holder, depth in list(getattr(resource, "holders", {}).items()):

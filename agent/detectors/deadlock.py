@@ -17,9 +17,9 @@ from concagent.detectors.evidence import Scene, common_kind, names, short
 from concagent.model import SINGLE_HOLDER_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from concagent.model import AssignmentEdge, Finding, Snapshot
+    from concagent.model import AssignmentEdge, Finding, RequestEdge, Snapshot
 
 _BEHIND_LIMIT: Final = 50
 _RING_ADVICE: Final = (
@@ -42,29 +42,58 @@ def is_proven(snapshot: Snapshot, ring: Sequence[int]) -> bool:
 
     True also where the reduction leaves the whole ring over: then nobody outside is alive who could release.
     """
-    return ring_is_closed(_ring_edges(snapshot, ring)) or set(ring) <= graph.reduce(snapshot)
+    return ring_is_closed(snapshot, ring) or nobody_is_left(snapshot, ring)
 
 
-def ring_is_closed(edges: Sequence[tuple[int, str, AssignmentEdge]]) -> bool:
-    """Return whether the holds alone say that only members release: edges are (waiter, resource kind, hold)."""
-    if all(not graph.is_bare(edge, waiter) for waiter, _, edge in edges):
-        return True
-    crossed = all(edge.holder != waiter for waiter, _, edge in edges)
-    return len(edges) > 1 and crossed and all(kind in {"lock", "rlock"} for _, kind, _ in edges)
+def nobody_is_left(snapshot: Snapshot, actors: Iterable[int]) -> bool:
+    """Return whether these actors stay blocked whatever the others do, foreign native threads included."""
+    return not snapshot.foreign_threads and set(actors) <= graph.reduce(snapshot)
 
 
-def _ring_edges(snapshot: Snapshot, ring: Sequence[int]) -> list[tuple[int, str, AssignmentEdge]]:
+def ring_is_closed(snapshot: Snapshot, ring: Sequence[int]) -> bool:
+    """Return whether the holds alone say that only members release.
+
+    They do if each is one that its holder gives back himself.  Also if none of them is known to be, in a ring of several
+    locks: each member holds what another one waits for, and all of it would have to be signals given by outsiders.  One such
+    hold among others may be a signal: its waiter then keeps a real lock while it waits, which is slow and no deadlock.
+    """
     scene = Scene(snapshot)
-    result = []
+    edges = []
     for waiter in ring:
-        resource = scene.resources[scene.requests[waiter].resource]
-        edge = next(e for e in snapshot.assignments if e.resource == resource.serial)
-        result.append((waiter, resource.kind, edge))
-    return result
+        resource = scene.requests[waiter].resource
+        hold = next((edge for edge in snapshot.assignments if edge.resource == resource), None)
+        if hold is None:
+            return False
+        edges.append((scene.requests[waiter], scene.resources[resource].kind, hold))
+    bare = [_may_be_signal(request, hold) for request, _, hold in edges]
+    if not any(bare):
+        return True
+    locks = all(kind in {"lock", "rlock"} for _, kind, _ in edges)
+    return len(edges) > 1 and locks and all(bare)
 
 
-def ring_finding(snapshot: Snapshot, ring: Sequence[int], *, victim: int | None = None) -> Finding:
-    """Return the finding of a proven ring; ``victim`` is the actor that is about to get ``DeadlockError``."""
+def _may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
+    """Return whether somebody else may be meant to release.
+
+    Who waits for what he holds himself, and releases both times, takes as often as he releases: one more release by
+    another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that lacks.
+    """
+    if hold.discipline == "later" and request.actor == hold.holder:
+        return request.discipline == "bare"
+    return hold.discipline == "bare"
+
+
+def ring_finding(
+    snapshot: Snapshot, ring: Sequence[int], *, victim: int | None = None, doubt: str | None = None
+) -> Finding:
+    """Return the finding of a ring.
+
+    Args:
+        snapshot: The picture, with stacks of the members and of those behind them.
+        ring: Serials of the members in waiting order.
+        victim: The actor that is about to get ``DeadlockError``.
+        doubt: Why the ring is only suspected; None for a proven one.
+    """
     scene = Scene(snapshot)
     resources = [scene.requests[serial].resource for serial in ring]
     kinds = [scene.resources[serial].kind for serial in resources]
@@ -74,8 +103,9 @@ def ring_finding(snapshot: Snapshot, ring: Sequence[int], *, victim: int | None 
     advice = _SELF_ADVICE if len(ring) == 1 else _JOIN_ADVICE if "thread" in kinds else _RING_ADVICE
     return scene.finding(
         "deadlock",
-        "proven",
+        "suspected" if doubt else "proven",
         roles,
+        reason=doubt,
         title=_ring_title(scene, ring, resources),
         advice=advice,
         resource_kind=common_kind(kinds),
@@ -114,13 +144,17 @@ def residue_findings(
     """
     scene = Scene(snapshot)
     findings = []
+    asleep: frozenset[int] = frozenset()
     for group in _groups(snapshot, residue):
-        if group <= known:
-            continue
         members = _members(snapshot, group)
-        if suspected and not members:
+        if group <= known or (members and members <= known):
             continue
-        findings.append(_group_finding(scene, group, members, doubt, suspected))
+        if members:
+            findings.append(_group_finding(scene, group, members, doubt, suspected))
+        elif not suspected:
+            asleep |= group
+    if asleep:  # each of them might have woken the others, so it is one stall and not several
+        findings.append(_group_finding(scene, asleep, frozenset(), doubt, suspected))
     return findings
 
 
