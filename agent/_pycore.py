@@ -29,10 +29,10 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from concagent import _real
+from concagent import _real, rings
+from concagent.rings import Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import CodeType, FrameType
 
 NAME: Final = "python"
@@ -40,7 +40,6 @@ INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refus
 ORDER_RING_SIZE: Final = 4096
 WAIT_BUCKETS_NS: Final = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000, 10_000_000_000, 60_000_000_000)
 _MASK: Final = (1 << 64) - 1
-_RING_LIMIT: Final = 10_000  # hops; a guard against a loop that is a bug of ours
 
 _getframe = _real.getframe
 _clock = _real.monotonic_ns
@@ -56,7 +55,7 @@ Hold = tuple["ThreadRecord", "CodeType | None", int, bool]
 class LockClass:
     """Locks created at one site: the unit by which locks are counted and judged."""
 
-    __slots__ = ("cells", "code", "kind", "lasti", "retired", "serial", "signal")
+    __slots__ = ("cells", "code", "kind", "lasti", "name", "retired", "serial", "signal")
 
     def __init__(self, serial: int, kind: str, code: CodeType | None, lasti: int) -> None:
         self.serial = serial
@@ -66,6 +65,12 @@ class LockClass:
         self.signal = False  # set once, by a foreign release; never cleared
         self.cells: dict[int, LockCell] = {}
         self.retired: deque[int] = deque()  # acquisitions of locks that are gone
+        self.name: str | None = None  # the name last given to one of its locks
+
+    @property
+    def alive(self) -> int:
+        """Return how many locks of this class exist."""
+        return len(self.cells)
 
 
 class LockCell:
@@ -87,6 +92,11 @@ class LockCell:
     def kind(self) -> str:
         """Return ``lock`` or ``rlock``."""
         return self.cls.kind
+
+    @property
+    def hold(self) -> Hold | None:
+        """Return the present hold; the same object for as long as it lasts."""
+        return self.state.get(0)
 
     def hold_seen_by(self, wait: Wait) -> Hold | None:
         """Return the hold that a waiter waits for; None if it is free, its own, or may be ended by anybody."""
@@ -131,6 +141,11 @@ class Wait:
         self.token: Hold | None = None
         self.waiter: Waiter | None = None
         self.user: Any = None  # the user's lock object, alive on the waiter's stack anyway
+
+    @property
+    def can_be_woken(self) -> bool:
+        """Return whether the wait is for a lock of ours, so that a victim can be woken out of it."""
+        return self.waiter is not None
 
 
 class ThreadRecord:
@@ -185,19 +200,6 @@ class _ThreadEnd:
             thread_ended(self.record)
         except Exception:  # noqa: BLE001 - the last thing at interpreter end: our own globals may be gone
             pass
-
-
-class Listener:
-    """What the core tells the rest; the default hears nothing.  Every method must be quick and must not raise."""
-
-    def ring(self, path: Sequence[tuple[ThreadRecord, int, Wait, Hold]]) -> BaseException | None:
-        """A confirmed ring of untimed waits, closed by the first entry's thread; what is returned is raised there."""
-
-    def orphan(self, record: ThreadRecord, wait: Wait, hold: Hold) -> BaseException | None:
-        """``record`` is about to wait for a lock whose holder has ended."""
-
-    def misuse(self, detail: str, cell: LockCell, hold: Hold | None, frame: FrameType | None) -> None:
-        """A wrong use: ``double-release``, ``foreign-release``, ``exit-held``, ``destroy-held``."""
 
 
 _serials = count(1)
@@ -372,67 +374,9 @@ def check_wait(wait: Wait) -> None:
     record = current_record()
     if record.agent or wait.timed or not _recording:
         return
-    error = _walk(record)
+    error = rings.walk(record)
     if error is not None:
         raise error
-
-
-def _next_hop(record: ThreadRecord) -> tuple[ThreadRecord, int, Wait, Hold] | None:
-    epoch = record.epoch
-    wait = record.waiting()
-    if wait is None or wait.timed:
-        return None
-    hold = wait.resource.hold_seen_by(wait)
-    if hold is None:
-        return None
-    return record, epoch, wait, hold
-
-
-def _walk(me: ThreadRecord) -> BaseException | None:
-    """Follow holder -> wait -> holder from the caller's wait; tell the listener of a ring back to it.
-
-    A ring that does not contain the caller was found by the last of its own members.  The second reading makes it a
-    proof: same epochs, same edges, so each member was inside this wait all the time between the readings.
-    """
-    path: list[tuple[ThreadRecord, int, Wait, Hold]] = []
-    record = me
-    while len(path) < _RING_LIMIT:
-        hop = _next_hop(record)
-        if hop is None:
-            return None
-        holder = hop[3][0]
-        if holder.ended:
-            return _listener.orphan(me, hop[2], hop[3]) if record is me else None
-        path.append(hop)
-        if holder is me:
-            break
-        if any(step[0] is holder for step in path):
-            return None
-        record = holder
-    for seen_record, seen_epoch, seen_wait, seen_hold in path:
-        again = _next_hop(seen_record)
-        if again is None or again[1] != seen_epoch or again[2] is not seen_wait or again[3] is not seen_hold:
-            return None
-    return _listener.ring(path)
-
-
-def find_ring(start: ThreadRecord) -> list[tuple[ThreadRecord, int, Wait, Hold]] | None:
-    """Return a confirmed ring through ``start``, None if there is none; for any thread, changes nothing."""
-    path: list[tuple[ThreadRecord, int, Wait, Hold]] = []
-    record = start
-    while len(path) < _RING_LIMIT:
-        hop = _next_hop(record)
-        if hop is None or hop[3][0].ended:
-            return None
-        path.append(hop)
-        record = hop[3][0]
-        if record is start:
-            again = [_next_hop(step[0]) for step in path]
-            same = all(b is not None and a[1] == b[1] and a[2] is b[2] and a[3] is b[3] for a, b in zip(path, again))
-            return path if same else None
-        if any(step[0] is record for step in path):
-            return None
-    return None
 
 
 def wake_victim(wait: Wait, error: BaseException) -> bool:
@@ -469,7 +413,7 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
             if not walked:
                 walked = True
                 if recorded and deadline is None:
-                    error = _walk(record)
+                    error = rings.walk(record)
                     if error is not None:
                         raise error
             if deadline is None:
@@ -937,7 +881,7 @@ def name_lock(lock: object, name: str) -> bool:
     cell = cell_of(lock)
     if cell is None:
         return False
-    cell.name = name
+    cell.name = cell.cls.name = name
     return True
 
 
@@ -967,6 +911,15 @@ def _add_rows(into: dict[int, list[int]], rows: dict[int, list[int]]) -> None:
     for serial, row in list(rows.items()):
         old = into.get(serial)
         into[serial] = list(row) if old is None else [a + b for a, b in zip(old, row)]
+
+
+def hold_statistics() -> dict[int, list[int]]:
+    """Return {}: this twin has no cheap clock for holds and times none."""
+    return {}
+
+
+def tick() -> None:
+    """Do nothing: every hold has its own time in this twin."""
 
 
 def drain_order() -> list[tuple[tuple[int, ...], int, CodeType | None, int, int, bool]]:

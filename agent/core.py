@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from concagent import _pycore
+from concagent import _pycore, rings
 from concagent.errors import ConfigError
+from concagent.rings import Listener as Listener
+from concagent.rings import find_ring as find_ring
 
 CHOICES: Final = ("auto", "c", "python")
 
@@ -48,7 +50,6 @@ RLock = implementation.RLock
 allocate_lock = implementation.allocate_lock
 INSTANTIABLE = implementation.INSTANTIABLE
 WAIT_BUCKETS_NS = implementation.WAIT_BUCKETS_NS
-Listener = implementation.Listener
 
 current_record = implementation.current_record
 record_of_ident = implementation.record_of_ident
@@ -59,10 +60,8 @@ next_serial = implementation.next_serial
 begin_wait = implementation.begin_wait
 end_wait = implementation.end_wait
 check_wait = implementation.check_wait
-find_ring = implementation.find_ring
 wake_victim = implementation.wake_victim
-start = implementation.start
-stop = implementation.stop
+tick = implementation.tick
 is_recording = implementation.is_recording
 add_transparent_file = implementation.add_transparent_file
 is_transparent = implementation.is_transparent
@@ -71,7 +70,20 @@ name_lock = implementation.name_lock
 classes = implementation.classes
 acquisitions = implementation.acquisitions
 wait_statistics = implementation.wait_statistics
+hold_statistics = implementation.hold_statistics
 drain_order = implementation.drain_order
 order_dropped = implementation.order_dropped
 after_fork_in_child = implementation.after_fork_in_child
 reset_for_tests = implementation.reset_for_tests
+
+
+def start(listener: Listener, *, class_limit: int = 8191) -> None:
+    """Begin to record; ``listener`` hears of rings, orphans and misuse."""
+    rings.listen(listener)
+    implementation.start(listener, class_limit=class_limit)
+
+
+def stop() -> None:
+    """Stop recording; locks that exist go on as plain locks."""
+    implementation.stop()
+    rings.listen(None)

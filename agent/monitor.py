@@ -303,7 +303,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
 
     def _judge_late(self, event: Any) -> None:
         if isinstance(event, state.MisuseEvent):
-            if event.cell.state.get(0) is not event.hold or event.cell.cls.signal:
+            if event.cell.hold is not event.hold or event.cell.cls.signal:
                 return  # handed over after all
             self._publish_misuse(event)
         elif isinstance(event, _SecondLook):

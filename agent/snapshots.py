@@ -151,7 +151,7 @@ def _read(record: Any) -> tuple[int, Any, Any, tuple[Any, ...]]:
     epoch = record.epoch
     wait = record.waiting()
     hold = wait.resource.hold_seen_by(wait) if wait is not None else None
-    held = tuple((cell, cell.state.get(0)) for cell in list(record.held))
+    held = tuple((cell, cell.hold) for cell in list(record.held))
     return epoch, wait, hold, tuple((cell, h) for cell, h in held if h is not None and h[0] is record)
 
 

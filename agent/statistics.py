@@ -35,7 +35,7 @@ class Statistics:
         leaked: dict[str, int] = dict(self._openings.collected_counts())
         return AgentStats(
             core=core.NAME,
-            locks_alive=sum(len(cls.cells) for cls in core.classes()),
+            locks_alive=sum(cls.alive for cls in core.classes()),
             threads_seen=len(records),
             blocked_threads=len(waits),
             deadlocked_threads=deadlocked,
@@ -62,9 +62,8 @@ class Statistics:
             row = waits.get(cls.serial)
             if not acquired and row is None:
                 continue
-            cell = next(iter(list(cls.cells.values())), None)
             site = snapshots.call_site(cls.code, cls.lasti)
-            label = cell.name if cell is not None and cell.name else f"{_short(site.file)}:{site.line}" if site else "other"
+            label = cls.name or (f"{_short(site.file)}:{site.line}" if site else "other")
             counts = tuple(row[2:]) if row is not None else (0,) * (len(core.WAIT_BUCKETS_NS) + 1)
             rows.append(
                 ClassStatistics(
