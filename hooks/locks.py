@@ -169,9 +169,9 @@ def _adopt_queues(alone: bool) -> None:
             plain = all(type(c) is threading.Condition and c._lock is found.mutex for c in conditions)  # type: ignore[attr-defined]
             if plain and _is_free(found.mutex) and not any(c._waiters for c in conditions):  # type: ignore[attr-defined]
                 found.mutex = core.Lock() if core.INSTANTIABLE else core.allocate_lock()
-                found.not_empty = threading.Condition(found.mutex)
-                found.not_full = threading.Condition(found.mutex)
-                found.all_tasks_done = threading.Condition(found.mutex)
+                found.not_empty = _real.Condition(found.mutex)
+                found.not_full = _real.Condition(found.mutex)
+                found.all_tasks_done = _real.Condition(found.mutex)
 
 
 def _count_known_untracked() -> int:
