@@ -30,13 +30,14 @@ Rejected   *A proxy or a subclass*: ``type(open(p))`` changes.  *weakref.finaliz
 Invariants H1 whatever goes wrong here, the caller gets what the original gave, and the exception is counted.
            H2 nothing here refers to a file strongly.
            H3 a finding is made only of files that the interpreter itself calls unclosed: ``closefd``, not closed.
-Visible    one frame in tracebacks of a failing ``open`` (until the C core); two private entries in ``f.buffer.raw.__dict__``
+Visible    one frame in tracebacks of a failing ``open``, and two in tracemalloc's with more than one frame (until the C
+           core; CPython's test_warnings.test_tracemalloc sees it); two private entries in ``f.buffer.raw.__dict__``
            of a file that is open; ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and
            being no method in a class body are as with the original.
 Limits     not noticed: a raw file that was detached or flushed, and then dropped alone or in a cycle; ``FileIO(...)`` and
            ``os.open``.  Where a ResourceWarning is an error, its traceback has no carets, and without any frame it has
            an entry ``sys``.
-Cost       1.1-1.2 of stock for open + close, see ``benchmarks/bench_open.py``.
+Cost       1.2-1.4 of stock for open + close, see ``benchmarks/bench_open.py``.
 Sources    CPython Modules/_io: iobase.c (iobase_finalize), textio.c, bufferedio.c (buffered_dealloc_warn), fileio.c;
            Modules/gcmodule.c (handle_weakrefs, finalize_garbage).
 """
