@@ -3,37 +3,55 @@
 The whole state of a lock is one dictionary entry.  ``state.setdefault(0, hold)`` either stores *this* acquisition's tuple
 (holder, site, how) or returns the one that is there: under the GIL, and on free-threaded builds under the dict's
 own lock, that is an atomic test-and-set that names the holder in the same instant.  So there is no moment at which a lock
-is taken and nobody is its holder, and no moment at which a holder is named who has let go.  It also makes the lock safe
-against asynchronous exceptions: whatever interrupted an ``acquire``, one look tells whether it is ours and must be undone.
+is taken and nobody is its holder, and no moment at which a holder is named who has let go.
+
+The originals are C: no signal handler, no finalizer and no thread switch comes between their steps.  Ours are Python, and the
+interpreter looks for all three when a function begins, after each call of a C function and at each jump backwards (3.10: at
+any jump that is taken), but not between other instructions.  So everything that must not be torn apart is straight code with
+at most one C call, which is its last act: a release takes the hold out with ``del`` and wakes with one call; what interrupted
+an ``acquire`` finds in the cell whether there is something to undo; a queue is left by a ladder of ``finally``, one call a rung.
+`_uninterrupted` removes the look at the beginning of a function, so that a Ctrl-C cannot keep a ``with`` from releasing.
+Objects that the garbage collector counts are made before the lock is taken: else it could run a finalizer that wants the
+same lock inside of our acquire, where with the original there is no inside.
 
 Waiting is the classic two-step: put a waiter with a parker of its own into the lock's queue, try once more, park.  The
 releaser frees first and unparks the first waiter afterwards, so either the waiter's second try sees the lock free or the
 releaser sees the waiter.  A waiter that leaves without the lock passes the wake-up on.  The parker belongs to the wait and
 not to the thread, because a signal handler can wait inside a wait and would eat the outer wake-up.
 
-Assumes    dict.setdefault/pop and deque.append/remove of plain objects are atomic.
+Assumes    dict.setdefault, del and deque.append/remove of plain objects are atomic.
 Invariants C1 ``cell.state`` is {} or {0: hold}; a hold is created by the thread that acquires and never changed.
+           ``cell.extra`` is 0 whenever the state is {}; only the owner changes it.
            C2 ``record.held``, ``waits``, ``epoch``, ``chains`` are written by the record's own thread only.
-           C3 a wait is published before the walk and before parking, and ended on every way out.
+           C3 a wait is published before it stands in the lock's queue, before the walk and before parking, and ended on
+              every way out.  So a fork's child finds all waiters that it must take out of queues.
            C4 a wait whose own hold is in the cell has been satisfied: it is no edge, whatever the wait stack says.
            C5 nothing here refers to a user's lock object except its own waits (whose frames do so anyway).
+           C6 ``chains`` is as long as ``held``, or was cut short by an exception and is made anew at the next acquire.
 Not here   no finding is made, nothing is logged, no user code runs: the listener is told and may return an exception.
 Sources    parking_lot RawMutex (park/unpark protocol); CPython Modules/_threadmodule.c (semantics, messages).
 """
 
 from __future__ import annotations
 
+import opcode
 import os
 import sys
+import weakref
+from bisect import bisect_left
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from concagent import _real, rings
+from concagent.errors import DeadlockError
 from concagent.rings import Listener
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, FrameType
+
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAME: Final = "python"
 INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
@@ -50,6 +68,21 @@ _tls: Any = _real.ThreadLocal()
 RawSite = tuple["CodeType", int]
 # record, code, offset, entered by ``with`` (or by the standard library, which releases what it takes)
 Hold = tuple["ThreadRecord", "CodeType | None", int, bool]
+# what a held stack grows by, made before the lock is taken: [cell], [chain], is the chain new
+Links = tuple["list[LockCell]", "list[int]", bool]
+
+
+def _uninterrupted(function: _Function) -> _Function:
+    """Let the function begin, like one in C, without a look for signals, finalizers and other threads.
+
+    Since 3.11 the look is part of the first instruction, RESUME, unless its argument says that the function goes on after a
+    ``yield from``.  3.10 does not look if the first instruction enters a ``try``, so that is how such functions begin.
+    """
+    code = function.__code__
+    resume = opcode.opmap.get("RESUME")
+    if resume is not None and code.co_code[0] == resume and code.co_code[1] == 0:
+        function.__code__ = code.replace(co_code=bytes((resume, 2)) + code.co_code[2:])
+    return function
 
 
 class LockClass:
@@ -76,22 +109,28 @@ class LockClass:
 class LockCell:
     """What is known of one lock; outlives it in records and reports, and never refers to it."""
 
-    __slots__ = ("acquisitions", "cls", "depth", "name", "serial", "since_ns", "state", "waiters")
+    __slots__ = ("acquisitions", "cls", "extra", "guard", "name", "serial", "since_ns", "state", "waiters")
 
     def __init__(self, cls: LockClass) -> None:
         self.serial = next(_serials)
         self.cls = cls
         self.state: dict[int, Hold] = {}
         self.waiters: deque[Waiter] = deque()
-        self.depth = 0  # re-entries of an RLock; the owner writes
+        self.extra = 0  # how often an RLock was taken again; the owner writes
         self.acquisitions = 0  # written while held, as is since_ns
         self.since_ns = 0
         self.name: str | None = None
+        self.guard: _LockReference | None = None
 
     @property
     def kind(self) -> str:
         """Return ``lock`` or ``rlock``."""
         return self.cls.kind
+
+    @property
+    def depth(self) -> int:
+        """Return how often the holder has taken the lock, 0 if it is free."""
+        return self.extra + 1 if self.state else 0
 
     @property
     def hold(self) -> Hold | None:
@@ -104,6 +143,13 @@ class LockCell:
         if hold is None or hold is wait.token or self.cls.signal:
             return None
         return hold
+
+
+class _LockReference(weakref.ref):  # type: ignore[type-arg]  # generic only for the type checker
+    """Tells that a lock is gone without running Python code where it went: the callback is a deque's ``append``."""
+
+    __slots__ = ("cell",)
+    cell: LockCell
 
 
 class Waiter:
@@ -214,7 +260,10 @@ _order_ring: deque[tuple[tuple[int, ...], int, CodeType | None, int, int, bool]]
 _ended_stats: deque[dict[int, list[int]]] = deque()
 _totals: dict[int, list[int]] = {}
 _totals_lock = _allocate()
-_counters = {"created": 0, "order-dropped": 0}
+_counters = {"order-dropped": 0}
+_gone: deque[_LockReference] = deque()
+_GONE_LIMIT: Final = 64
+_ENDED_LIMIT: Final = 256
 _transparent: set[str] = set()
 _listener: Listener = Listener()
 _recording = False
@@ -234,6 +283,12 @@ def current_record() -> ThreadRecord:
 
 def _new_record() -> ThreadRecord:
     record = ThreadRecord()
+    existing: ThreadRecord | None = getattr(_tls, "record", None)
+    if existing is not None:  # a finalizer came in between and needed one
+        return existing
+    old = _by_ident.get(record.ident)
+    if old is not None:  # used a lock after its thread-local was gone, so nobody saw it end
+        thread_ended(old)
     _records[record.serial] = record
     _by_ident[record.ident] = record
     _tls.record = record
@@ -248,15 +303,32 @@ def thread_ended(record: ThreadRecord) -> None:
     record.ended = True
     if _by_ident.get(record.ident) is record:
         _by_ident.pop(record.ident, None)
+    _leave_queues(record)
     if record.stats:
         _ended_stats.append(record.stats)
         record.stats = {}
+        if len(_ended_stats) > _ENDED_LIMIT and _totals_lock.acquire(False):
+            try:
+                _fold_ended()
+            finally:
+                _totals_lock.release()
     left = [cell for cell in record.held if _holds(record, cell)]
     if not left:
         _records.pop(record.serial, None)
     elif record.pid == os.getpid() and _recording and not sys.is_finalizing():  # a fork's child ends its parent's threads
         for cell in left:
             _listener.misuse("exit-held", cell, cell.state.get(0), None)
+
+
+def _leave_queues(record: ThreadRecord) -> None:
+    """Take a thread out of all queues: in a fork's child the parent's waiters would swallow wake-ups for ever."""
+    for wait in record.waits:
+        if wait.waiter is not None:
+            try:
+                wait.resource.waiters.remove(wait.waiter)
+            except ValueError:
+                pass
+    record.waits.clear()
 
 
 def _holds(record: ThreadRecord, cell: LockCell) -> bool:
@@ -293,19 +365,28 @@ def mark_agent_thread() -> None:
 # ---------------------------------------------------------------- recording an acquisition
 
 
-def _pushed(record: ThreadRecord, cell: LockCell, hold: Hold, blocking: bool) -> None:
-    """Put a cell on the held stack and look its chain up; the first lock of a thread has no order to check."""
-    held = record.held
-    chain = cell.cls.serial
-    if held:
-        if len(held) > 32:  # foreign releases leave stale entries that only we may remove
-            _purge(record)
-        if record.chains:
-            chain = (record.chains[-1] * 0x9E3779B97F4A7C15 + chain) & _MASK
-        if blocking and chain not in _known_chains:  # a try-lock makes no order, and must not hide who does
-            _new_chain(record, cell, hold, chain, blocking)
-    held.append(cell)
-    record.chains.append(chain)
+def _links(record: ThreadRecord, cell: LockCell, hold: Hold, blocking: bool) -> Links | None:
+    """Return what the held stack will grow by; None if this acquisition is not recorded.
+
+    A chain that was never seen is put into the ring here if the lock looks free, and else after the wait: a thread that
+    only tries has no order.  The first lock of a thread has no order to check.
+    """
+    cls = cell.cls
+    if cls.signal or record.agent:
+        return None
+    held, chains = record.held, record.chains
+    if len(held) > 32:  # foreign releases leave stale entries that only we may remove
+        _purge(record)
+    if len(chains) != len(held):
+        _rechain(record)
+    if not held:
+        return [cell], [cls.serial], False
+    chain = (chains[-1] * 0x9E3779B97F4A7C15 + cls.serial) & _MASK
+    fresh = chain not in _known_chains
+    if fresh and not cell.state:
+        _new_chain(record, cell, hold, chain, blocking)
+        fresh = False
+    return [cell], [chain], fresh
 
 
 def _new_chain(record: ThreadRecord, cell: LockCell, hold: Hold, chain: int, blocking: bool) -> None:
@@ -314,7 +395,9 @@ def _new_chain(record: ThreadRecord, cell: LockCell, hold: Hold, chain: int, blo
     if len(_order_ring) >= ORDER_RING_SIZE:
         _counters["order-dropped"] += 1
         return
-    outer = tuple(c.cls.serial for c in record.held)
+    outer = tuple(c.cls.serial for c in record.held if _holds(record, c))
+    if not outer:
+        return
     _order_ring.append((outer, cell.cls.serial, hold[1], hold[2], record.serial, blocking))
 
 
@@ -322,8 +405,8 @@ def _popped(record: ThreadRecord, cell: LockCell) -> None:
     """Take a cell off the held stack: the last one nearly always, any other in hand-over-hand code."""
     held = record.held
     if held and held[-1] is cell:
-        held.pop()
-        record.chains.pop()
+        del held[-1]
+        del record.chains[len(held) :]
         return
     for index in range(len(held) - 1, -1, -1):
         if held[index] is cell:
@@ -333,6 +416,7 @@ def _popped(record: ThreadRecord, cell: LockCell) -> None:
 
 
 def _purge(record: ThreadRecord) -> None:
+    """Drop entries that are no longer true: of locks that others released, or whose release was interrupted."""
     record.held[:] = [cell for cell in record.held if _holds(record, cell)]
     _rechain(record)
 
@@ -350,7 +434,7 @@ def _rechain(record: ThreadRecord) -> None:
 
 
 def begin_wait(resource: Any, timed: bool, frame: FrameType | None) -> Wait:
-    """Publish that the calling thread waits for something that is not a lock of ours; pair with ``end_wait``."""
+    """Publish that the calling thread waits for something that is not a lock of ours; pair with ``end_waits``."""
     record = current_record()
     wait = Wait(resource, timed, frame.f_code if frame else None, frame.f_lasti if frame else 0)
     record.waits.append(wait)
@@ -358,15 +442,24 @@ def begin_wait(resource: Any, timed: bool, frame: FrameType | None) -> Wait:
     return wait
 
 
-def end_wait(wait: Wait) -> None:
-    """End a wait; the epoch moves, so nobody can take the next wait for this one."""
-    record = current_record()
-    record.epoch += 1
-    waits = record.waits
-    if waits and waits[-1] is wait:
-        waits.pop()
-    elif wait in waits:
-        waits.remove(wait)
+def wait_mark() -> int:
+    """Return how many waits the calling thread is in; what is published later ends with ``end_waits(mark)``.
+
+    The mark is taken before the ``try`` that ends the waits, because an exception that comes right after ``begin_wait`` would
+    take its result along.
+    """
+    return len(current_record().waits)
+
+
+@_uninterrupted
+def end_waits(mark: int) -> None:
+    """End the waits published since the mark; the epoch moves, so nobody can take the next wait for this one."""
+    try:
+        record = _tls.record
+        record.epoch += 1
+        del record.waits[mark:]
+    except AttributeError:  # the thread-local is gone: the thread is at its end
+        pass
 
 
 def check_wait(wait: Wait) -> None:
@@ -397,16 +490,15 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
     waiter = Waiter()
     wait = Wait(cell, deadline is not None, frame.f_code, frame.f_lasti)
     wait.token, wait.waiter, wait.user = hold, waiter, user
-    state, waiters = cell.state, cell.waiters
-    got = False
+    row = _statistics_row(record, cell.cls.serial) if recorded else None
+    state, waiters, waits = cell.state, cell.waiters, record.waits
     walked = False
-    waiters.append(waiter)
     try:
-        record.waits.append(wait)
+        waits.append(wait)
         record.epoch += 1
+        waiters.append(waiter)
         while True:
             if state.setdefault(0, hold) is hold:
-                got = True
                 return True
             if waiter.victim is not None:
                 raise waiter.victim
@@ -421,43 +513,74 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
             else:
                 left = (deadline - _clock()) / 1e9
                 if left <= 0 or not waiter.parker.acquire(True, left):
-                    got = state.setdefault(0, hold) is hold
-                    return got
+                    return state.setdefault(0, hold) is hold
     finally:
+        # One C call a rung: an exception of a signal handler comes after the call, and the rest is done on the way out.
         record.epoch += 1
-        if record.waits and record.waits[-1] is wait:
-            record.waits.pop()
-        elif wait in record.waits:
-            record.waits.remove(wait)
         wait.user = None
         try:
-            waiters.remove(waiter)
-        except ValueError:  # a fork's child emptied the queue
-            pass
-        if not got and state.get(0) is not hold and not state:
-            _unpark_first(waiters)
-        if recorded:
-            _count_wait(record, cell.cls.serial, _clock() - wait.since_ns)
+            if waits and waits[-1] is wait:
+                del waits[-1]
+            elif wait in waits:
+                waits.remove(wait)
+        finally:
+            try:
+                waiters.remove(waiter)
+            except ValueError:  # a fork's child emptied the queue
+                pass
+            finally:
+                # The wake-up may have been ours, and the lock may have been released again by somebody else since.
+                if waiters and not state:
+                    try:
+                        waiters[0].parker.release()
+                    except (RuntimeError, IndexError):  # already awake; already gone
+                        pass
+        if row is not None:
+            waited_ns = _clock() - wait.since_ns
+            row[0] += 1
+            row[1] += waited_ns
+            row[2 + bisect_left(WAIT_BUCKETS_NS, waited_ns)] += 1
 
 
-def _unpark_first(waiters: deque[Waiter]) -> None:
-    try:
-        waiters[0].unpark()
-    except IndexError:
-        pass
-
-
-def _count_wait(record: ThreadRecord, class_serial: int, waited_ns: int) -> None:
+def _statistics_row(record: ThreadRecord, class_serial: int) -> list[int]:
     row = record.stats.get(class_serial)
     if row is None:
         row = record.stats[class_serial] = [0, 0] + [0] * (len(WAIT_BUCKETS_NS) + 1)
-    row[0] += 1
-    row[1] += waited_ns
-    for index, bound in enumerate(WAIT_BUCKETS_NS):
-        if waited_ns <= bound:
-            row[2 + index] += 1
-            return
-    row[-1] += 1
+    return row
+
+
+def _caller(frame: FrameType) -> FrameType:
+    """Return the frame on whose behalf transparent code acts."""
+    while frame.f_code.co_filename in _transparent and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, float]:
+    """Parse acquire's arguments; the original itself, on a free lock, raises what is to be raised."""
+    _allocate().acquire(*args, **kwargs)
+    blocking = args[0] if args else kwargs.get("blocking", True)
+    timeout = args[1] if len(args) > 1 else kwargs.get("timeout", -1)
+    return bool(blocking), float(timeout)
+
+
+@_uninterrupted
+def _undo(cell: LockCell, hold: Hold, extra: int) -> None:
+    """Give back what an interrupted acquire has taken: its caller will not release.
+
+    ``extra`` is what the cell said before: a re-entry of an RLock has no hold of its own.
+    """
+    try:
+        present = cell.state[0]
+    except KeyError:
+        present = None
+    if present is hold:
+        cell.extra = 0
+        _free(cell)
+    elif present is not None and present[0] is hold[0] and cell.cls.kind == "rlock":
+        cell.extra = extra
+        return
+    _popped(hold[0], cell)
 
 
 # ---------------------------------------------------------------- Lock
@@ -497,23 +620,41 @@ class Lock(metaclass=_LockMeta):
 
     def acquire(self, /, *args: Any, **kwargs: Any) -> bool:
         """Take the lock; ``acquire(blocking=True, timeout=-1)`` as in ``threading``."""
+        blocking, timeout = _arguments(args, kwargs) if args or kwargs else (True, -1)
+        cell = self._cell
         frame = _getframe(1)
-        if args or kwargs:
-            blocking, timeout = _arguments(args, kwargs)
-            return _acquire_lock(self, frame, blocking, timeout, False)
-        return _acquire_lock(self, frame, True, -1, False)
+        hold, frame = _hold(frame, False)
+        try:
+            return _take_lock(self, cell, hold, frame, blocking, timeout)
+        except BaseException:
+            _undo(cell, hold, 0)
+            raise
 
     def __enter__(self) -> bool:
         """Take the lock for a ``with`` block: the holder, and nobody else, is going to release it."""
-        return _acquire_lock(self, _getframe(1), True, -1, True)
+        cell = self._cell
+        hold, frame = _hold(_getframe(1), True)
+        try:
+            return _take_lock(self, cell, hold, frame, True, -1)
+        except BaseException:
+            _undo(cell, hold, 0)
+            raise
 
+    @_uninterrupted
     def release(self) -> None:
         """Release the lock; RuntimeError if it is not held.  Any thread may do it, as with the original."""
-        _release_lock(self, _getframe(1))
+        try:
+            _release_lock(self._cell)
+        finally:
+            pass
 
+    @_uninterrupted
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
-        _release_lock(self, _getframe(1))
+        try:
+            _release_lock(self._cell)
+        finally:
+            pass
 
     def locked(self) -> bool:
         """Return whether the lock is held."""
@@ -526,72 +667,82 @@ class Lock(metaclass=_LockMeta):
     def _at_fork_reinit(self) -> None:
         _reinit(self._cell)
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
+    def __getstate__(self) -> NoReturn:
         raise TypeError("cannot pickle '_thread.lock' object")
-
-    def __del__(self) -> None:
-        try:
-            _destroyed(self._cell)
-        except Exception:  # noqa: BLE001 - at interpreter end our own globals may be gone
-            pass
 
     def __repr__(self) -> str:
         status = "locked" if self._cell.state else "unlocked"
         return f"<{status} _thread.lock object at {id(self):#x}>"
 
 
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, float]:
-    """Parse acquire's arguments; the original itself, on a free lock, raises what is to be raised."""
-    _allocate().acquire(*args, **kwargs)
-    blocking = args[0] if args else kwargs.get("blocking", True)
-    timeout = args[1] if len(args) > 1 else kwargs.get("timeout", -1)
-    return bool(blocking), float(timeout)
-
-
-def _acquire_lock(lock: Lock, frame: FrameType, blocking: bool, timeout: float, entered: bool) -> bool:
+def _hold(frame: FrameType, entered: bool) -> tuple[Hold, FrameType]:
+    """Return what an acquisition will put into the cell, and the frame that it is for."""
     try:
         record = _tls.record
     except AttributeError:
         record = _new_record()
-    while frame.f_code.co_filename in _transparent and frame.f_back is not None:
-        frame, entered = frame.f_back, True
-    cell = lock._cell
-    state = cell.state
-    hold: Hold = (record, frame.f_code, frame.f_lasti, entered)
+    if frame.f_code.co_filename in _transparent:
+        frame, entered = _caller(frame), True
+    return (record, frame.f_code, frame.f_lasti, entered), frame
+
+
+def _take_lock(lock: Lock, cell: LockCell, hold: Hold, frame: FrameType, blocking: bool, timeout: float) -> bool:
+    """Put the hold into the cell; the caller undoes that if an exception comes."""
+    links = _links(hold[0], cell, hold, blocking and timeout < 0) if _recording else None
+    since_ns = _clock()  # and by the way the last look for pending finalizers before the lock is taken
+    if cell.state.setdefault(0, hold) is not hold:
+        if not blocking or timeout == 0:
+            return False
+        if not _wait_for(cell, hold, timeout, frame, lock):
+            return False
+        since_ns = _clock()
+    cell.since_ns = since_ns
+    cell.acquisitions += 1
+    if links is not None:
+        _grow(cell, hold, links, blocking and timeout < 0)
+    return True
+
+
+@_uninterrupted
+def _grow(cell: LockCell, hold: Hold, links: Links, blocking: bool) -> None:
+    """Put a cell onto the held stack."""
     try:
-        if state.setdefault(0, hold) is not hold:
-            if not blocking or timeout == 0:
-                return False
-            if not _wait_for(cell, hold, timeout, frame, lock):
-                return False
-        cell.since_ns = _clock()
-        cell.acquisitions += 1
-        if _recording and not cell.cls.signal and not record.agent:
-            _pushed(record, cell, hold, blocking and timeout < 0)
-        return True
-    except BaseException:
-        # Whatever interrupted us (KeyboardInterrupt, a victim's error, MemoryError): the caller will not release.
-        if state.get(0) is hold:
-            _undo(record, cell, hold)
-        raise
+        record = hold[0]
+        record.held += links[0]
+        record.chains += links[1]
+    finally:
+        pass
+    if links[2]:
+        _new_chain(record, cell, hold, links[1][0], blocking)
 
 
-def _undo(record: ThreadRecord, cell: LockCell, hold: Hold) -> None:
-    _popped(record, cell)
-    if cell.state.get(0) is hold:
-        cell.state.pop(0, None)
-        _unpark_first(cell.waiters)
+@_uninterrupted
+def _free(cell: LockCell) -> Hold | None:
+    """Take the hold out of the cell and wake the first waiter; None if there was no hold."""
+    hold: Hold | None = None
+    try:
+        state = cell.state
+        hold = state[0]
+        del state[0]
+        if cell.waiters:
+            cell.waiters[0].parker.release()
+    except KeyError:
+        return None
+    except (RuntimeError, IndexError):  # already awake; already gone
+        pass
+    return hold
 
 
-def _release_lock(lock: Lock, frame: FrameType) -> None:
-    cell = lock._cell
-    hold = cell.state.pop(0, None)
+@_uninterrupted
+def _release_lock(cell: LockCell) -> None:
+    try:
+        hold = _free(cell)
+    finally:
+        pass
     if hold is None:
         if _recording:
-            _listener.misuse("double-release", cell, None, frame)
+            _listener.misuse("double-release", cell, None, _getframe(2))
         raise RuntimeError("release unlocked lock")
-    if cell.waiters:
-        _unpark_first(cell.waiters)
     holder = hold[0]
     if holder.ident == _ident():
         if holder.held:
@@ -600,16 +751,23 @@ def _release_lock(lock: Lock, frame: FrameType) -> None:
         cell.cls.signal = True  # an event, not a mutex; the holder drops its stale entry itself
 
 
-def _destroyed(cell: LockCell) -> None:
-    cls = cell.cls
-    cls.cells.pop(cell.serial, None)
-    if cell.acquisitions:
-        cls.retired.append(cell.acquisitions)
-        if len(cls.retired) > 4096:
-            _compact(cls)
-    hold = cell.state.get(0)
-    if hold is not None and _recording and not cls.signal and not sys.is_finalizing():
-        _listener.misuse("destroy-held", cell, hold, None)
+def collect_gone() -> None:
+    """Drop the cells of locks that are gone; report those that were held."""
+    while _gone:
+        try:
+            cell = _gone.popleft().cell
+        except IndexError:
+            return
+        cell.guard = None  # the two refer to each other
+        cls = cell.cls
+        cls.cells.pop(cell.serial, None)
+        if cell.acquisitions:
+            cls.retired.append(cell.acquisitions)
+            if len(cls.retired) > 4096:
+                _compact(cls)
+        hold = cell.state.get(0)
+        if hold is not None and _recording and not cls.signal and not sys.is_finalizing():
+            _listener.misuse("destroy-held", cell, hold, None)
 
 
 def _compact(cls: LockClass) -> int:
@@ -636,31 +794,47 @@ class RLock:
     def __new__(cls, *args: Any, **kwargs: Any) -> RLock:
         """Return a new lock; arguments are accepted and ignored as the original does."""
         lock = object.__new__(cls)
-        lock._cell = _make_cell("rlock", _getframe(1))
+        _make_cell(lock, "rlock", _getframe(1))
         return lock
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Ignore what the original ignores."""
 
     def acquire(self, /, *args: Any, **kwargs: Any) -> bool:
         """Take the lock, once more if it is ours; ``acquire(blocking=True, timeout=-1)`` as in ``threading``."""
-        frame = _getframe(1)
-        if args or kwargs:
-            blocking, timeout = _arguments(args, kwargs)
-            return _acquire_rlock(self, frame, blocking, timeout, False)
-        return _acquire_rlock(self, frame, True, -1, False)
+        blocking, timeout = _arguments(args, kwargs) if args or kwargs else (True, -1)
+        cell = self._cell
+        extra = cell.extra
+        hold, frame = _hold(_getframe(1), False)
+        try:
+            return _take_rlock(self, cell, hold, frame, blocking, timeout)
+        except BaseException:
+            _undo(cell, hold, extra)
+            raise
 
     def __enter__(self) -> bool:
         """Take the lock for a ``with`` block."""
-        return _acquire_rlock(self, _getframe(1), True, -1, True)
+        cell = self._cell
+        extra = cell.extra
+        hold, frame = _hold(_getframe(1), True)
+        try:
+            return _take_rlock(self, cell, hold, frame, True, -1)
+        except BaseException:
+            _undo(cell, hold, extra)
+            raise
 
+    @_uninterrupted
     def release(self) -> None:
         """Release the lock once; RuntimeError unless the caller owns it."""
-        _release_rlock(self._cell, _getframe(1))
+        try:
+            _release_rlock(self._cell)
+        finally:
+            pass
 
+    @_uninterrupted
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
-        _release_rlock(self._cell, _getframe(1))
+        try:
+            _release_rlock(self._cell)
+        finally:
+            pass
 
     def _is_owned(self) -> bool:
         hold = self._cell.state.get(0)
@@ -675,37 +849,46 @@ class RLock:
             """Return whether anybody holds the lock."""
             return bool(self._cell.state)
 
+    @_uninterrupted
     def _release_save(self) -> tuple[int, int]:
-        cell = self._cell
-        if not cell.state:
+        try:
+            cell = self._cell
+            depth = cell.extra + 1
+            cell.extra = 0
+            hold = _free(cell)
+        finally:
+            pass
+        if hold is None:
             raise RuntimeError("cannot release un-acquired lock")
-        depth = cell.depth
-        hold = cell.state[0]
-        cell.depth = 0
-        cell.state.pop(0, None)
-        if cell.waiters:
-            _unpark_first(cell.waiters)
         _popped(hold[0], cell)
         return depth, hold[0].ident
 
     def _acquire_restore(self, state: tuple[int, int], /) -> None:
+        """Take the lock as deep as it was.  A condition's caller relies on having it, so no signal handler ends this wait."""
         depth, _owner = state
-        _acquire_rlock(self, _getframe(1), True, -1, True)
-        self._cell.depth = depth
+        cell = self._cell
+        interrupted: BaseException | None = None
+        hold, frame = _hold(_getframe(1), True)
+        while True:
+            try:
+                _take_rlock(self, cell, hold, frame, True, -1)
+                break
+            except (DeadlockError, RecursionError, MemoryError):
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below, when the lock is ours
+                interrupted = error
+                if cell.state.get(0) is hold:
+                    break
+        cell.extra = depth - 1
+        if interrupted is not None:
+            raise interrupted
 
     def _at_fork_reinit(self) -> None:
-        self._cell.depth = 0
         _reinit(self._cell)
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
+    def __getstate__(self) -> NoReturn:
         name = _type_name(self) if type(self) is RLock else type(self).__name__
         raise TypeError(f"cannot pickle '{name}' object")
-
-    def __del__(self) -> None:
-        try:
-            _destroyed(self._cell)
-        except Exception:  # noqa: BLE001 - at interpreter end our own globals may be gone
-            pass
 
     def __repr__(self) -> str:
         hold = self._cell.state.get(0)
@@ -721,59 +904,60 @@ def _type_name(lock: RLock) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _acquire_rlock(lock: RLock, frame: FrameType, blocking: bool, timeout: float, entered: bool) -> bool:
-    try:
-        record = _tls.record
-    except AttributeError:
-        record = _new_record()
-    while frame.f_code.co_filename in _transparent and frame.f_back is not None:
-        frame, entered = frame.f_back, True
-    cell = lock._cell
-    state = cell.state
-    hold: Hold = (record, frame.f_code, frame.f_lasti, entered)
-    try:
-        present = state.setdefault(0, hold)
-        if present is not hold:
-            if present[0].ident == record.ident:
-                cell.depth += 1
-                return True
-            if not blocking or timeout == 0:
-                return False
-            if not _wait_for(cell, hold, timeout, frame, lock):
-                return False
-        cell.depth = 1
-        cell.since_ns = _clock()
-        cell.acquisitions += 1
-        if _recording and not record.agent:
-            _pushed(record, cell, hold, blocking and timeout < 0)
+def _take_rlock(lock: RLock, cell: LockCell, hold: Hold, frame: FrameType, blocking: bool, timeout: float) -> bool:
+    """Put the hold into the cell, or take it once more; the caller undoes that if an exception comes."""
+    present = cell.state.get(0)
+    if present is not None and (present[0] is hold[0] or present[0].ident == hold[0].ident):
+        cell.extra += 1
         return True
-    except BaseException:
-        if state.get(0) is hold:
-            _undo(record, cell, hold)
-        raise
+    links = _links(hold[0], cell, hold, blocking and timeout < 0) if _recording else None
+    since_ns = _clock()  # and by the way the last look for pending finalizers before the lock is taken
+    if cell.state.setdefault(0, hold) is not hold:
+        if not blocking or timeout == 0:
+            return False
+        if not _wait_for(cell, hold, timeout, frame, lock):
+            return False
+        since_ns = _clock()
+    cell.since_ns = since_ns
+    cell.acquisitions += 1
+    if links is not None:
+        _grow(cell, hold, links, blocking and timeout < 0)
+    return True
 
 
-def _release_rlock(cell: LockCell, frame: FrameType) -> None:
-    hold = cell.state.get(0)
-    if hold is None or hold[0].ident != _ident():
+@_uninterrupted
+def _release_rlock(cell: LockCell) -> None:
+    hold: Hold | None = None
+    mine = False
+    try:
+        hold = cell.state[0]
+        mine = hold[0] is _tls.record
+    except (KeyError, AttributeError):  # free; the thread-local is gone
+        pass
+    if mine:
+        if not cell.extra:
+            _free(cell)
+            _popped(hold[0], cell)  # type: ignore[index]
+        else:
+            cell.extra -= 1
+    elif hold is not None and hold[0].ident == _ident():
+        if not cell.extra:
+            _free(cell)
+        else:
+            cell.extra -= 1
+    else:
         if _recording:
-            _listener.misuse("foreign-release" if hold is not None else "double-release", cell, hold, frame)
+            _listener.misuse("foreign-release" if hold is not None else "double-release", cell, hold, _getframe(2))
         raise RuntimeError("cannot release un-acquired lock")
-    if cell.depth > 1:
-        cell.depth -= 1
-        return
-    cell.depth = 0
-    _popped(hold[0], cell)
-    cell.state.pop(0, None)
-    if cell.waiters:
-        _unpark_first(cell.waiters)
 
 
 # ---------------------------------------------------------------- making locks
 
 
-def _make_cell(kind: str, frame: FrameType | None) -> LockCell:
-    """Return a cell of the class of the creating line; frames of transparent files (``threading`` itself) are skipped."""
+def _make_cell(lock: Any, kind: str, frame: FrameType | None) -> None:
+    """Give a lock a cell of the class of the creating line; frames of transparent files (``threading`` itself) are skipped."""
+    if len(_gone) >= _GONE_LIMIT:
+        collect_gone()
     at = frame
     while at is not None and _skipped_at_creation(at.f_code):
         at = at.f_back
@@ -783,9 +967,10 @@ def _make_cell(kind: str, frame: FrameType | None) -> LockCell:
     cls = _classes.get(key)
     if cls is None:
         cls = _new_class(key, at)
-    cell = LockCell(cls)
+    lock._cell = cell = LockCell(cls)
+    cell.guard = guard = _LockReference(lock, _gone.append)
+    guard.cell = cell
     cls.cells[cell.serial] = cell
-    return cell
 
 
 def _skipped_at_creation(code: CodeType) -> bool:
@@ -805,7 +990,7 @@ def _new_class(key: tuple[str, CodeType | None, int], frame: FrameType | None) -
 
 def _make_lock(frame: FrameType | None) -> Lock:
     lock = object.__new__(Lock)
-    lock._cell = _make_cell("lock", frame)
+    _make_cell(lock, "lock", frame)
     return lock
 
 
@@ -825,6 +1010,9 @@ class allocate_lock(metaclass=_FactoryMeta):  # noqa: N801 - the original's name
     """
 
     __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> NoReturn:
+        raise TypeError("cannot create 'builtin_function_or_method' instances")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Lock:  # type: ignore[misc]
         """Return a new, free lock."""
@@ -887,11 +1075,13 @@ def name_lock(lock: object, name: str) -> bool:
 
 def classes() -> list[LockClass]:
     """Return all lock classes."""
+    collect_gone()
     return list(_lines.values())
 
 
 def acquisitions(cls: LockClass) -> int:
     """Return how often locks of a class were acquired, gone ones included."""
+    collect_gone()
     alive = sum(cell.acquisitions for cell in list(cls.cells.values()))
     return alive + _compact(cls)
 
@@ -899,12 +1089,16 @@ def acquisitions(cls: LockClass) -> int:
 def wait_statistics() -> dict[int, list[int]]:
     """Return per class serial: contentions, waited ns, and counts per bucket of ``WAIT_BUCKETS_NS`` (last: longer)."""
     with _totals_lock:
-        while _ended_stats:
-            _add_rows(_totals, _ended_stats.popleft())
+        _fold_ended()
         result: dict[int, list[int]] = {serial: list(row) for serial, row in _totals.items()}
     for record in records():
         _add_rows(result, record.stats)
     return result
+
+
+def _fold_ended() -> None:
+    for _ in range(len(_ended_stats)):
+        _add_rows(_totals, _ended_stats.popleft())
 
 
 def _add_rows(into: dict[int, list[int]], rows: dict[int, list[int]]) -> None:
@@ -938,6 +1132,7 @@ def order_dropped() -> int:
 def _reinit(cell: LockCell) -> None:
     """Free a lock in a fork's child; whoever held or awaited it does not exist there."""
     hold = cell.state.get(0)
+    cell.extra = 0
     cell.state.clear()
     cell.waiters.clear()
     if hold is not None:
@@ -956,7 +1151,7 @@ def after_fork_in_child() -> None:
     for record in list(_records.values()):
         if record is not me:
             record.ended = True
-            record.waits.clear()
+            _leave_queues(record)
             if not any(_holds(record, cell) for cell in record.held):
                 _records.pop(record.serial, None)
     _order_ring.clear()

@@ -58,7 +58,8 @@ forget_record = implementation.forget_record
 mark_agent_thread = implementation.mark_agent_thread
 next_serial = implementation.next_serial
 begin_wait = implementation.begin_wait
-end_wait = implementation.end_wait
+wait_mark = implementation.wait_mark
+end_waits = implementation.end_waits
 check_wait = implementation.check_wait
 wake_victim = implementation.wake_victim
 tick = implementation.tick
@@ -73,6 +74,7 @@ wait_statistics = implementation.wait_statistics
 hold_statistics = implementation.hold_statistics
 drain_order = implementation.drain_order
 order_dropped = implementation.order_dropped
+collect_gone = implementation.collect_gone
 after_fork_in_child = implementation.after_fork_in_child
 reset_for_tests = implementation.reset_for_tests
 

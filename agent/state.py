@@ -154,6 +154,7 @@ def post(event: Any) -> bool:
 
 def take_events() -> list[Any]:
     """Return the queued events, oldest first, and forget them; the monitor calls this."""
+    core.collect_gone()  # locks destroyed while held say so here
     taken = []
     for _ in range(len(_events)):
         taken.append(_events.popleft())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class AtFork(Protocol):
 _listener: AtFork | None = None
 _registered = False
 _count_error: Callable[[str, BaseException], None] = lambda _border, _error: None  # noqa: E731
-_kept: list[Any] = []  # pending callbacks, alive until they were called
+_due: deque[Callable[[], None]] = deque()
+_trampoline: Any = None  # made once and never freed: it may not die while the interpreter is inside of it
 
 
 def listen(listener: AtFork | None, count_error: Callable[[str, BaseException], None]) -> None:
@@ -65,22 +67,24 @@ def _tell(method: str) -> None:
 
 def call_soon(function: Callable[[], None]) -> None:
     """Call ``function`` in the main thread once it runs Python code again; at once where that cannot be arranged."""
+    global _trampoline
+    _due.append(function)
     try:
         import ctypes
-    except ImportError:
-        function()
-        return
 
-    def pending(_argument: object) -> int:
-        _kept.remove(callback)
+        if _trampoline is None:
+            _trampoline = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_call_due)
+        if ctypes.pythonapi.Py_AddPendingCall(_trampoline, None) == 0:
+            return  # else its queue of 32 is full
+    except ImportError:
+        pass
+    _call_due(None)
+
+
+def _call_due(_argument: object) -> int:
+    while _due:
         try:
-            function()
+            _due.popleft()()
         except Exception as error:  # noqa: BLE001 - border: we are inside the interpreter's loop
             _count_error("fork", error)
-        return 0
-
-    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(pending)
-    _kept.append(callback)
-    if ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:  # its queue of 32 is full
-        _kept.remove(callback)
-        function()
+    return 0

@@ -1,6 +1,6 @@
 """Publishes waits on conditions, and with them on everything the standard library builds on conditions.
 
-``Event``, ``Semaphore``, ``Barrier`` and ``queue.Queue`` wait in one place, ``Condition.wait``.  Only that method is replaced, and
+``Event``, ``Semaphore``, ``Barrier`` and ``queue.Queue`` wait in one place, ``Condition.wait``.  Only that method is replaced and
 only its slow path is ours: a wait looks at the frames above it to see on whose behalf it waits (``Event.wait``, ``Queue.get``
 ...), so an event is reported as an event, objects made before us are recognised, subclasses keep working, and an
 ``Event.set`` or a ``Queue.put`` that does not wait costs nothing.
@@ -46,18 +46,18 @@ def wait(self: Any, timeout: float | None = None) -> bool:
     """Publish the wait, and wait as the original does."""
     if not core.is_recording():
         return _condition_wait(self, timeout)
+    mark = core.wait_mark()
     try:
-        published = _publish(self, timeout is not None, _real.getframe(1))
-    except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
-        state.count_error("hook", error)
-        return _condition_wait(self, timeout)
-    try:
+        try:
+            _publish(self, timeout is not None, _real.getframe(1))
+        except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
+            state.count_error("hook", error)
         return _condition_wait(self, timeout)
     finally:
-        core.end_wait(published)
+        core.end_waits(mark)
 
 
-def _publish(condition: Any, timed: bool, frame: FrameType | None) -> Any:
+def _publish(condition: Any, timed: bool, frame: FrameType | None) -> None:
     target, kind = condition, "condition"
     while frame is not None and core.is_transparent(frame.f_code):
         code = frame.f_code
@@ -67,7 +67,7 @@ def _publish(condition: Any, timed: bool, frame: FrameType | None) -> Any:
         elif code is _START_CODE:
             timed = True  # a thread that was just started will say so: such a wait always ends
         frame = frame.f_back
-    return core.begin_wait(state.sync_cell(target, kind), timed, frame)
+    core.begin_wait(state.sync_cell(target, kind), timed, frame)
 
 
 @functools.wraps(_semaphore_acquire)

@@ -26,21 +26,19 @@ def join(self: Any, timeout: float | None = None) -> None:
     """Publish the wait for the thread's end, and wait as the original does."""
     if not core.is_recording():
         return _thread_join(self, timeout)
-    published = None
+    mark = core.wait_mark()
     try:
-        if self.ident is not None and self.is_alive() and self.ident != _real.get_ident():
-            published = core.begin_wait(state.thread_cell(self), timeout is not None, _real.getframe(1))
-            core.check_wait(published)
-    except DeadlockError:
-        core.end_wait(published)
-        raise
-    except Exception as error:  # noqa: BLE001 - border: the join goes on with plain semantics
-        state.count_error("hook", error)
-    try:
+        try:
+            if self.ident is not None and self.is_alive() and self.ident != _real.get_ident():
+                wait = core.begin_wait(state.thread_cell(self), timeout is not None, _real.getframe(1))
+                core.check_wait(wait)
+        except DeadlockError:
+            raise
+        except Exception as error:  # noqa: BLE001 - border: the join goes on with plain semantics
+            state.count_error("hook", error)
         return _thread_join(self, timeout)
     finally:
-        if published is not None:
-            core.end_wait(published)
+        core.end_waits(mark)
 
 
 @functools.wraps(_thread_start)
