@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import CodeType
 
-_BASES = ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK")
+_BASES = (
+    "LOAD_FAST",
+    "LOAD_GLOBAL",
+    "LOAD_NAME",
+    "LOAD_DEREF",
+    "LOAD_CLASSDEREF",
+    "LOAD_FAST_BORROW",
+    "LOAD_FAST_CHECK",
+)
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _ACQUIRES = ("acquire", "acquire_lock")
 _RELEASES = ("release", "release_lock")
@@ -47,14 +55,19 @@ def discipline(code: CodeType | None, lasti: int) -> str:
         return "owned"  # of a class around the lock: its ``__exit__`` runs in the same thread
     releases = [ins.offset for ins in _loads(instructions, taken, _RELEASES) if _is_called(ins)]
     acquires = [ins.offset for ins in _loads(instructions, taken, _ACQUIRES)]
+    near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
+    for start, target in _handlers(code, instructions):
+        if start in near and any(target <= offset < _end_of_handler(instructions, target) for offset in releases):
+            return "owned"
     following = min((offset for offset in releases if offset > lasti), default=None)
     if following is None or any(lasti < offset < following for offset in acquires):
         return "bare"
-    near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
-    for start, target in _handlers(code, instructions):
-        if start in near and any(offset >= target for offset in releases):
-            return "owned"
     return "later"
+
+
+def _end_of_handler(instructions: list[Any], target: int) -> int:
+    """Return the offset where a handler passes the exception on: a release behind it is not the handler's."""
+    return min((ins.offset for ins in instructions if ins.offset > target and ins.opname == "RERAISE"), default=target)
 
 
 def _loads(instructions: list[Any], taken: tuple[str, ...], methods: tuple[str, ...]) -> list[Any]:

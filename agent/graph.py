@@ -22,12 +22,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from concagent.errors import InvariantError
-from concagent.model import SINGLE_HOLDER_KINDS, AssignmentEdge, RequestEdge, Resource, Snapshot
+from concagent.model import SINGLE_HOLDER_KINDS, AssignmentEdge, RequestEdge, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_GOING_ON = frozenset({"live", "timed"})
+_WAITING = frozenset({"blocked", "agent"})  # states whose untimed request is a wait
 
 
 def check_invariants(snapshot: Snapshot) -> None:
@@ -125,71 +125,69 @@ def reduce(snapshot: Snapshot, *, signals: bool = True) -> frozenset[int]:
         raise InvariantError(f"P1: an edge names serial {error}, which is not listed") from error
 
 
-def is_bare(edge: AssignmentEdge, waiter: int) -> bool:
-    """Return whether the hold may be a signal: nothing says that the holder releases it, or the holder awaits it himself.
+def may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
+    """Return whether somebody else than the holder may be meant to release what is waited for.
 
-    ``acquire(); start(thread); acquire(); release()`` waits for a thread to release; only a release in a ``finally`` says no.
+    Who waits for what he holds himself, and releases both times, takes as often as he releases: one more release by
+    another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that lacks.
     """
-    return edge.discipline == "bare" or (edge.discipline == "later" and edge.holder == waiter)
+    if hold.discipline == "later" and request.actor == hold.holder:
+        return request.discipline == "bare"
+    return hold.discipline == "bare"
 
 
 class _Reduction:
-    """One run: a work list of actors that can go on."""
+    """One run: a work list of actors that can go on.
+
+    Who is not ``ended`` and has no untimed wait in the picture can go on, whatever his state says: a wait that the two
+    readings did not agree on is no wait.  Our own threads release what a callback took, but they signal nobody.
+    """
 
     def __init__(self, snapshot: Snapshot, signals: bool) -> None:
         self.signals = signals
+        self.states = {actor.serial: actor.state for actor in snapshot.actors}
         self.resources = {resource.serial: resource for resource in snapshot.resources}
         self.holders = _holders(snapshot)
         self.held_by: dict[int, list[AssignmentEdge]] = defaultdict(list)
-        for edge in snapshot.assignments:
-            self.held_by[edge.holder].append(edge)
-        states = {actor.serial: actor.state for actor in snapshot.actors}
-        self.blocked = {e.actor: e for e in snapshot.requests if not e.timed and states[e.actor] == "blocked"}
-        self.work = [serial for serial, state in states.items() if state in _GOING_ON]
-        self.work += [e.actor for e in snapshot.requests if states[e.actor] == "blocked" and e.timed]
+        for held in snapshot.assignments:
+            self.held_by[held.holder].append(held)
+        self.blocked = {e.actor: e for e in snapshot.requests if not e.timed and self.states[e.actor] in _WAITING}
         self.waiters: dict[int, list[int]] = defaultdict(list)
-        for edge in self.blocked.values():
-            self.waiters[edge.resource].append(edge.actor)
+        for request in self.blocked.values():
+            self.waiters[request.resource].append(request.actor)
+        self.work = [serial for serial, state in self.states.items() if state != "ended" and serial not in self.blocked]
+        self.work += [edge.actor for edge in self.blocked.values() if self._ends_by_itself(edge)]
         self.freed: set[int] = set()
-        self.anybody = bool(self.work)
+        self.anybody = False  # whether somebody who may signal has been freed
 
     def run(self) -> frozenset[int]:
-        for edge in list(self.blocked.values()):
-            if self._ends_by_itself(edge):
-                self.work.append(edge.actor)
-        if self.anybody:
-            self._free_what_anybody_can_end()
         while self.work:
             actor = self.work.pop()
             if actor in self.freed:
                 continue
             self.freed.add(actor)
             self.blocked.pop(actor, None)
-            if not self.anybody:  # the first one to go on may signal, too
+            if not self.anybody and self.states[actor] != "agent":
                 self.anybody = True
-                self._free_what_anybody_can_end()
-            for edge in self.held_by[actor]:
-                self.work += self.waiters[edge.resource]
-        return frozenset(self.blocked)
+                self.work += [e.actor for e in self.blocked.values() if self._anybody_can_end(e)]
+            for held in self.held_by[actor]:
+                self.work += self.waiters.pop(held.resource, ())
+        return frozenset(serial for serial in self.blocked if self.states[serial] == "blocked")
 
     def _ends_by_itself(self, edge: RequestEdge) -> bool:
         """A free unit, or a single-holder resource whose holder nobody knows: foreign code may hold and release it."""
         resource = self.resources[edge.resource]
         if resource.kind in SINGLE_HOLDER_KINDS:
-            return not self.holders.get(edge.resource) and not resource.signal_mode
+            return edge.resource not in self.holders and not resource.signal_mode
         return bool(resource.kind == "semaphore" and resource.permits)
 
-    def _free_what_anybody_can_end(self) -> None:
-        for edge in list(self.blocked.values()):
-            if self._anybody_can_end(edge.actor, self.resources[edge.resource]):
-                self.work.append(edge.actor)
-
-    def _anybody_can_end(self, waiter: int, resource: Resource) -> bool:
+    def _anybody_can_end(self, edge: RequestEdge) -> bool:
+        resource = self.resources[edge.resource]
+        held_by = self.holders.get(edge.resource, ())
         if resource.kind in SINGLE_HOLDER_KINDS:
-            held_by = self.holders.get(resource.serial, ())
-            return resource.signal_mode or (self.signals and any(is_bare(edge, waiter) for edge in held_by))
+            return resource.signal_mode or (self.signals and any(may_be_signal(edge, hold) for hold in held_by))
         if resource.kind == "semaphore" and not self.signals:
-            return resource.signal_mode or not self.holders.get(resource.serial)
+            return resource.signal_mode or not held_by
         return True
 
 

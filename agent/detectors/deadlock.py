@@ -30,7 +30,9 @@ _SELF_ADVICE: Final = (
     "A plain Lock cannot be taken twice by one thread: split the function into a public part that locks and a private part "
     "that expects the lock to be held, or use threading.RLock. To break it at run time use recover='raise'."
 )
-_JOIN_ADVICE: Final = "Release the lock before join(), or let the thread finish without it; a thread must not join its joiner."
+_JOIN_ADVICE: Final = (
+    "Release the lock before join(), or let the thread finish without it; a thread must not join its joiner."
+)
 _STALL_ADVICE: Final = (
     "Somebody must notify, set or release, and nobody is left who can: check the order of wait and notify (wait in a loop on "
     "the condition, notify after the change), exceptions that skip the release, and threads that ended early."
@@ -61,26 +63,14 @@ def ring_is_closed(snapshot: Snapshot, ring: Sequence[int]) -> bool:
     edges = []
     for waiter in ring:
         resource = scene.requests[waiter].resource
-        hold = next((edge for edge in snapshot.assignments if edge.resource == resource), None)
-        if hold is None:
+        if resource not in scene.holders:
             return False
-        edges.append((scene.requests[waiter], scene.resources[resource].kind, hold))
-    bare = [_may_be_signal(request, hold) for request, _, hold in edges]
+        edges.append((scene.requests[waiter], scene.resources[resource].kind, scene.holders[resource][0]))
+    bare = [graph.may_be_signal(request, hold) for request, _, hold in edges]
     if not any(bare):
         return True
     locks = all(kind in {"lock", "rlock"} for _, kind, _ in edges)
     return len(edges) > 1 and locks and all(bare)
-
-
-def _may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
-    """Return whether somebody else may be meant to release.
-
-    Who waits for what he holds himself, and releases both times, takes as often as he releases: one more release by
-    another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that lacks.
-    """
-    if hold.discipline == "later" and request.actor == hold.holder:
-        return request.discipline == "bare"
-    return hold.discipline == "bare"
 
 
 def ring_finding(
@@ -125,13 +115,20 @@ def _ring_title(scene: Scene, ring: Sequence[int], resources: Sequence[int]) -> 
     for index, actor in enumerate(actors[:3]):
         following = actors[(index + 1) % len(actors)]
         joined = scene.resources[resources[index]].kind == "thread"
-        steps.append(f"{actor} joins {following}" if joined else f"{actor} waits for {labels[index]} held by {following}")
+        steps.append(
+            f"{actor} joins {following}" if joined else f"{actor} waits for {labels[index]} held by {following}"
+        )
     more = f", ... and {len(ring) - 3} more" if len(ring) > 3 else ""
     return f"deadlock of {len(ring)} threads: {', '.join(steps)}{more}"
 
 
 def residue_findings(
-    snapshot: Snapshot, residue: frozenset[int], known: frozenset[int], *, doubt: str | None = None, suspected: bool = False
+    snapshot: Snapshot,
+    residue: frozenset[int],
+    known: frozenset[int],
+    *,
+    doubt: str | None = None,
+    suspected: bool = False,
 ) -> list[Finding]:
     """Return the findings for a residue, one a group of actors that wait for each other.
 
@@ -164,7 +161,8 @@ def _group_finding(
     kinds_of = {serial: scene.resources[scene.requests[serial].resource].kind for serial in group}
     only_events = frozenset(s for s, kind in kinds_of.items() if kind not in SINGLE_HOLDER_KINDS)
     members = sorted(cycle or only_events or group)
-    kind = "deadlock" if cycle and all(_has_holders(scene, serial) for serial in cycle) else "stall"
+    held = all(scene.requests[serial].resource in scene.holders for serial in cycle)
+    kind = "deadlock" if cycle and held else "stall"
     roles = dict.fromkeys(members, "member")
     roles.update(dict.fromkeys(sorted(group - set(members))[:_BEHIND_LIMIT], "behind"))
     actors = [scene.actors[serial].name for serial in members]
@@ -173,7 +171,9 @@ def _group_finding(
     why = "held among themselves" if kind == "deadlock" else "and nobody is left who could end it"
     confidence = "suspected" if suspected or doubt else "proven"
     if suspected:
-        doubt = "every permit is held by a thread that is stuck here, but a live thread could release one it does not hold"
+        doubt = (
+            "every permit is held by a thread that is stuck here, but a live thread could release one it does not hold"
+        )
     return scene.finding(
         kind,
         confidence,
@@ -183,11 +183,6 @@ def _group_finding(
         resource_kind=common_kind([kinds_of[serial] for serial in members]),
         reason=doubt,
     )
-
-
-def _has_holders(scene: Scene, serial: int) -> bool:
-    resource = scene.requests[serial].resource
-    return any(edge.resource == resource for edge in scene.snapshot.assignments)
 
 
 def _waits_for(snapshot: Snapshot, inside: frozenset[int]) -> dict[int, set[int]]:
@@ -214,17 +209,18 @@ def _groups(snapshot: Snapshot, residue: frozenset[int]) -> list[frozenset[int]]
             neighbours[edge.actor].add(other)
             neighbours[other].add(edge.actor)
     groups = []
-    left = set(residue)
-    while left:
+    seen: set[int] = set()
+    for start in sorted(residue):
         group: set[int] = set()
-        work = [min(left)]
+        work = [] if start in seen else [start]
         while work:
             at = work.pop()
             if at not in group:
                 group.add(at)
                 work += neighbours[at] - group
-        left -= group
-        groups.append(frozenset(group))
+        if group:
+            seen |= group
+            groups.append(frozenset(group))
     return groups
 
 
@@ -235,11 +231,15 @@ def _members(snapshot: Snapshot, group: frozenset[int]) -> frozenset[int]:
     after both is on cycles or on paths between cycles, and the latter are as stuck as the former.
     """
     waits = _waits_for(snapshot, group)
+    awaited_by: dict[int, set[int]] = {actor: set() for actor in group}
+    for actor, others in waits.items():
+        for other in others:
+            awaited_by[other].add(actor)
     inside = set(group)
-    changed = True
-    while changed:
-        awaited = {other for actor in inside for other in waits.get(actor, set()) & inside}
-        keep = {actor for actor in inside if actor in awaited and waits.get(actor, set()) & inside}
-        changed = keep != inside
-        inside = keep
+    work = list(group)
+    while work:
+        actor = work.pop()
+        if actor in inside and not (waits.get(actor, set()) & inside and awaited_by[actor] & inside):
+            inside.discard(actor)
+            work += waits.get(actor, set()) | awaited_by[actor]
     return frozenset(inside)

@@ -6,6 +6,7 @@ that it can be read, drawn and checked without the program.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from concagent.detectors.fingerprint import fingerprint
@@ -14,18 +15,26 @@ from concagent.model import Finding, FindingActor, FindingResource, Holder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from concagent.model import Actor, CallSite, RequestEdge, Resource, Snapshot
+    from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot
 
 
 class Scene:
     """The part of a snapshot that a finding is about, indexed once."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        """Index the edges of ``snapshot`` by actor and by resource."""
+        """Index the edges of ``snapshot`` by actor and by resource; linear, and so is every method for its answer."""
         self.snapshot = snapshot
         self.actors: dict[int, Actor] = {actor.serial: actor for actor in snapshot.actors}
         self.resources: dict[int, Resource] = {resource.serial: resource for resource in snapshot.resources}
         self.requests: dict[int, RequestEdge] = {edge.actor: edge for edge in snapshot.requests}
+        self.waiters: dict[int, list[RequestEdge]] = defaultdict(list)
+        for request in snapshot.requests:
+            self.waiters[request.resource].append(request)
+        self.held_by: dict[int, list[AssignmentEdge]] = defaultdict(list)
+        self.holders: dict[int, list[AssignmentEdge]] = defaultdict(list)
+        for held in snapshot.assignments:
+            self.held_by[held.holder].append(held)
+            self.holders[held.resource].append(held)
 
     def finding_actor(self, serial: int, role: str) -> FindingActor:
         """Return one actor with what it holds and waits for."""
@@ -41,7 +50,7 @@ class Scene:
             waits_for=f"r{request.resource}" if request else None,
             waiting_since=self.snapshot.wall(request.since_ns) if request else None,
             timed=request.timed if request else False,
-            holds=tuple(f"r{edge.resource}" for edge in self.snapshot.assignments if edge.holder == serial),
+            holds=tuple(f"r{edge.resource}" for edge in self.held_by.get(serial, ())),
             role=role,
             stack=actor.stack,
         )
@@ -55,8 +64,7 @@ class Scene:
                 edge.site,
                 self.snapshot.wall(edge.since_ns) if edge.since_ns else None,
             )
-            for edge in self.snapshot.assignments
-            if edge.resource == serial
+            for edge in self.holders.get(serial, ())
         )
         return FindingResource(resource.id, resource.kind, resource.name, resource.created, holders)
 
@@ -72,17 +80,19 @@ class Scene:
         detail: str | None = None,
         reason: str | None = None,
         extra_sites: Iterable[CallSite] = (),
+        resource: int | None = None,
     ) -> Finding:
-        """Return a finding about the actors in ``roles`` (serial -> role, in the order to be shown)."""
-        touched = self.touched(roles)
+        """Return a finding about the actors in ``roles`` (serial -> role, in the order to be shown).
+
+        ``resource`` is listed too, though none of them holds it or waits for it.
+        """
+        touched = self.touched(roles, resource)
         sites = [*self.sites(serial for serial, role in roles.items() if role != "behind"), *extra_sites]
         mark = fingerprint(kind, resource_kind, detail, sites)
-        edges = [(self.actors[e.actor].id, "waits", f"r{e.resource}") for e in self.snapshot.requests if e.actor in roles]
-        edges += [
-            (f"r{e.resource}", "held-by", self.actors[e.holder].id)
-            for e in self.snapshot.assignments
-            if e.resource in touched and e.holder in self.actors
+        edges = [
+            (self.actors[s].id, "waits", f"r{self.requests[s].resource}") for s in sorted(roles) if s in self.requests
         ]
+        edges += [(f"r{s}", "held-by", self.actors[e.holder].id) for s in touched for e in self.holders.get(s, ())]
         pid = self.snapshot.pid
         return Finding(
             kind=kind,
@@ -101,11 +111,13 @@ class Scene:
             advice=advice,
         )
 
-    def touched(self, serials: Iterable[int]) -> tuple[int, ...]:
-        """Return the resources that these actors hold or wait for, sorted."""
-        inside = set(serials)
-        found = {edge.resource for edge in self.snapshot.requests if edge.actor in inside}
-        found |= {edge.resource for edge in self.snapshot.assignments if edge.holder in inside}
+    def touched(self, serials: Iterable[int], resource: int | None = None) -> tuple[int, ...]:
+        """Return the resources that these actors hold or wait for, and ``resource``, sorted."""
+        found = set() if resource is None else {resource}
+        for serial in serials:
+            found.update(edge.resource for edge in self.held_by.get(serial, ()))
+            if serial in self.requests:
+                found.add(self.requests[serial].resource)
         return tuple(sorted(found))
 
     def sites(self, members: Iterable[int]) -> list[CallSite]:
@@ -116,7 +128,7 @@ class Scene:
             if request is None:
                 continue
             created = self.resources[request.resource].created
-            acquired = [e.site for e in self.snapshot.assignments if e.resource == request.resource]
+            acquired = [edge.site for edge in self.holders.get(request.resource, ())]
             sites += [site for site in (request.site, created, *acquired) if site is not None]
         return sites
 

@@ -49,10 +49,12 @@ def misuse_finding(snapshot: Snapshot, detail: str, resource: int, actor: int) -
         "misuse",
         "proven",
         roles,
-        title=title.format(actor=scene.actors[actor].name, lock=scene.label(resource), holder=holder, acquired=acquired),
+        title=title.format(
+            actor=scene.actors[actor].name, lock=scene.label(resource), holder=holder, acquired=acquired
+        ),
         advice=advice,
         resource_kind=scene.resources[resource].kind,
         detail=detail,
         extra_sites=sites,
+        resource=resource,
     )
-

@@ -29,7 +29,7 @@ def orphan_findings(snapshot: Snapshot, waiting: frozenset[int]) -> list[Finding
         resource = scene.resources[edge.resource]
         if edge.holder not in ended or resource.kind not in {"lock", "rlock"} or resource.signal_mode:
             continue
-        waiters = [r.actor for r in snapshot.requests if r.resource == edge.resource and not r.timed and r.actor in waiting]
+        waiters = [r.actor for r in scene.waiters.get(edge.resource, ()) if not r.timed and r.actor in waiting]
         if not waiters:
             continue
         roles = dict.fromkeys(waiters, "member")

@@ -22,7 +22,9 @@ _WAIT_ADVICE = (
 _HOLD_ADVICE = "Keep the lock only for the few lines that need it; I/O and calls into other code belong outside."
 
 
-def long_waits(snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Finding]]:
+def long_waits(
+    snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, int]]
+) -> list[tuple[tuple[int, int], Finding]]:
     """Return ((actor, epoch), finding) for untimed waits longer than the threshold that are not in ``skip``.
 
     Waits for a thread's end, a condition, an event or a queue are left out unless somebody holds what they wait for: an idle
@@ -35,7 +37,7 @@ def long_waits(snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, 
         key = (edge.actor, edge.epoch)
         waited_ns = snapshot.monotonic_ns - edge.since_ns
         kind = scene.resources[edge.resource].kind
-        held = [e for e in snapshot.assignments if e.resource == edge.resource]
+        held = scene.holders.get(edge.resource)
         if edge.timed or key in told or waited_ns < threshold_ns or kind == "thread" or not held:
             continue
         actor = scene.actors[edge.actor]
@@ -55,11 +57,12 @@ def long_waits(snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, 
     return result
 
 
-def long_holds(snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Finding]]:
+def long_holds(
+    snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, int]]
+) -> list[tuple[tuple[int, int], Finding]]:
     """Return ((resource, since), finding) for locks held longer than the threshold while somebody waits for them."""
     scene = Scene(snapshot)
     told = set(skip)
-    waiters = {edge.resource: edge.actor for edge in snapshot.requests}
     result = []
     for edge in snapshot.assignments:
         kind = scene.resources[edge.resource].kind
@@ -67,9 +70,10 @@ def long_holds(snapshot: Snapshot, threshold_ns: int, skip: Iterable[tuple[int, 
             continue
         key = (edge.resource, edge.since_ns)
         held_ns = snapshot.monotonic_ns - edge.since_ns
-        waiter = waiters.get(edge.resource)
-        if key in told or held_ns < threshold_ns or waiter is None or scene.actors[edge.holder].state == "ended":
+        waiters = scene.waiters.get(edge.resource)
+        if key in told or held_ns < threshold_ns or not waiters or scene.actors[edge.holder].state == "ended":
             continue
+        waiter = waiters[-1].actor
         holder = scene.actors[edge.holder]
         where = f", taken at {short(edge.site)}" if edge.site else ""
         finding = scene.finding(
