@@ -123,7 +123,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
 
     def _is_closed(self, path: Sequence[tuple[Any, int, Any, Any]]) -> bool:
         serials = frozenset(step[0].serial for step in path)
-        picture = snapshots.take(only=serials)
+        picture = snapshots.take(only=serials, named=False)
         ring = tuple(step[0].serial for step in path)
         if len({edge.actor for edge in picture.requests}) < len(ring):
             return False
@@ -321,7 +321,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         A ring that is proven only because nobody else is alive must be so twice: a thread that is just being started
         or a finalizer that is about to run shows in no single picture.
         """
-        picture = snapshots.take()
+        picture = snapshots.take(named=False)
         if _epochs(picture).get(serial) != epoch:
             self._pending.discard((serial, epoch))
             return
@@ -330,11 +330,11 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             self._pending.discard((serial, epoch))
         elif deadlock.ring_is_closed(picture, ring):
             self._pending.discard((serial, epoch))
-            self._publish_ring(ring)
+            self._publish_ring(ring, picture)
         elif deadlock.nobody_is_left(self._with_handlers(picture), ring):
             self._pending.discard((serial, epoch))
             if again:
-                self._publish_ring(ring)
+                self._publish_ring(ring, picture)
             else:
                 self._due.append((picture.monotonic_ns + CONFIRM_NS, _SecondLook(serial, epoch)))
         else:
@@ -347,12 +347,12 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         kinds = {resource.serial: resource.kind for resource in picture.resources}
         young = picture.monotonic_ns - max(edge.since_ns for edge in requests) < self.config.stall_after * 1e9
         if len(ring) > 1 and not young and all(kinds[edge.resource] in {"lock", "rlock"} for edge in requests):
-            self._publish_ring(ring, doubt="one of these locks may be a signal that a thread outside of the ring gives")
+            self._publish_ring(
+                ring, picture, doubt="one of these locks may be a signal that a thread outside of the ring gives"
+            )
 
-    def _publish_ring(self, ring: tuple[int, ...], *, doubt: str | None = None) -> None:
-        wanted = frozenset(ring)
-        bare = snapshots.take()
-        wanted |= frozenset(graph.behind(bare, ring)[:50])
+    def _publish_ring(self, ring: tuple[int, ...], judged: Snapshot, *, doubt: str | None = None) -> None:
+        wanted = frozenset(ring) | frozenset(graph.behind(judged, ring)[:50])
         picture = snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth)
         if any(serial not in {edge.actor for edge in picture.requests} for serial in ring):
             return  # somebody was freed in between
@@ -503,7 +503,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
 
     def deadlocked(self) -> tuple[int, int]:
         """Return (threads in deadlocks, deadlocks) as of now: proven rings, and reported waits that still last."""
-        picture = snapshots.take()
+        picture = snapshots.take(named=False)
         judged = self._with_handlers(picture)
         rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}

@@ -105,6 +105,7 @@ def take(
     stacks: bool | Collection[int] = False,
     only: Collection[int] | None = None,
     stack_limit: int = 100,
+    named: bool = True,
 ) -> Snapshot:
     """Return a consistent picture of this process.
 
@@ -112,13 +113,14 @@ def take(
         stacks: True for the stack of every actor, or the serials of the actors whose stacks are wanted.
         only: Serials of the actors to look at; None for all.  Resources are those that they hold or wait for.
         stack_limit: Innermost frames kept of each stack.
+        named: False for a picture that is only judged and shown to nobody: finding names costs more than all the rest.
     """
     records = [r for r in core.records() if only is None or r.serial in only]
     first = [_read(record) for record in records]
     second = [_read(record) for record in records]
     now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
     frames = _real.current_frames()
-    builder = _Builder(frames, stacks, stack_limit)
+    builder = _Builder(frames, stacks, stack_limit, named)
     for record, one, two in zip(records, first, second):
         builder.add_record(record, two, _same(one, two))
     if only is None:
@@ -162,10 +164,13 @@ def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
 class _Builder:
     """Collects the parts of one snapshot."""
 
-    def __init__(self, frames: dict[int, FrameType], stacks: bool | Collection[int], limit: int) -> None:
+    def __init__(
+        self, frames: dict[int, FrameType], stacks: bool | Collection[int], limit: int, named: bool = True
+    ) -> None:
         self.frames = frames
         self.stacks = stacks
         self.limit = limit
+        self.named = named
         self.pid = os.getpid()
         self.actors: dict[int, Actor] = {}
         self.resources: dict[int, Resource] = {}
@@ -253,9 +258,9 @@ class _Builder:
     def add_resource(self, cell: Any, wait: Any) -> None:
         """Add a resource; a wait for it may tell its name."""
         known = self.resources.get(cell.serial)
-        if known is not None and (known.name or wait is None):
+        if known is not None and (known.name or wait is None or not self.named):
             return
-        self.resources[cell.serial] = describe_resource(cell, wait)
+        self.resources[cell.serial] = describe_resource(cell, wait, named=self.named)
 
     def add_unknown_threads(self, known: set[int]) -> None:
         """List threads that never used anything tracked; serials from the far end, they have no record."""
@@ -286,14 +291,14 @@ class _Builder:
         )
 
 
-def describe_resource(cell: Any, wait: Any = None) -> Resource:
+def describe_resource(cell: Any, wait: Any = None, *, named: bool = True) -> Resource:
     """Return the frozen description of a lock, condition, thread ...; a wait for it may tell its name."""
     code, lasti = (cell.cls.code, cell.cls.lasti) if hasattr(cell, "cls") else (cell.code, cell.lasti)
     created = call_site(code, lasti)
     target = wait.user if wait is not None else None
     if target is None and hasattr(cell, "reference"):
         target = cell.reference()
-    name = cell.name or naming.name_of(target, created, wait)
+    name = cell.name or (naming.name_of(target, created, wait) if named else None)
     permits = _permits(cell.kind, target)
     signal = cell.cls.signal if hasattr(cell, "cls") else bool(getattr(cell, "foreign", True) and cell.kind != "thread")
     return Resource(cell.serial, cell.kind, name, created, signal, permits)

@@ -135,7 +135,7 @@ def main() -> None:
         write(self, finding)
         watch.written[finding.fingerprint] = _real.wall_seconds()
 
-    FindingsFile.write = timed_write
+    FindingsFile.write = timed_write  # type: ignore[method-assign]
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         concagent.install(findings=file.name, log=False, socket=False, report_signal="off", files=False)
         concagent.on_finding(watch.callback)
