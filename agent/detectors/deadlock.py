@@ -19,7 +19,7 @@ from concagent.model import SINGLE_HOLDER_KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from concagent.model import AssignmentEdge, Finding, RequestEdge, Snapshot
+    from concagent.model import Finding, Snapshot
 
 _BEHIND_LIMIT: Final = 50
 _RING_ADVICE: Final = (

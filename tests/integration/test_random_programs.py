@@ -1,0 +1,20 @@
+"""The share of ``tests/stress/test_random_programs.py`` that every run of the tests can afford."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "stress" / "test_random_programs.py"
+
+
+@pytest.mark.slow
+def test_500_random_programs_get_the_verdicts_of_the_oracle():
+    command = [sys.executable, str(SCRIPT), "--programs", "500", "--seed", "1"]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r'no difference .*"programs": 500\b', done.stdout)
