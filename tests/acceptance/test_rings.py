@@ -480,7 +480,7 @@ def test_e11_two_disjoint_rings_are_two_findings(runner: Any, assert_deadlock: C
     assert len(set(actors)) == 4
 
 
-def test_e11_the_same_code_on_other_locks_is_another_ring(runner: Any, assert_deadlock: Check) -> None:
+def test_e11_the_same_code_on_other_locks_is_another_ring(runner: Any) -> None:
     plan = "[(one, (A, B)), (one, (B, A)), (one, (C, D)), (one, (D, C))]"
     outcome = runner.hangs(TWO_RINGS.format(plan=plan, number=4), number=2)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pytest
@@ -203,8 +204,6 @@ M = threading.Lock()
 
 @pytest.mark.parametrize("case", C25)
 def test_c25_a_lock_used_as_a_signal_is_silent(runner: Any, case: str) -> None:
-    import textwrap
-
     runner.silent(HEAD + textwrap.dedent(C25[case]) + "finish()\n")
 
 
