@@ -158,18 +158,17 @@ class Demo:
         report = text.partition("\n== concagent")[0].strip("\n")
         show(report)
         names = {actor["name"] for actor in members(finding)}
-        locks = {resource["name"] for resource in finding["resources"]}
-        say(
-            f"{self.found_ms:.1f} ms passed from the last block to the finding's picture of the threads; this terminal, which"
-        )
-        say(
-            f"looks at the findings file each half millisecond, saw it there {self.seen_ms:.1f} ms after the last block."
+        wanted = {actor["waits_for"] for actor in members(finding)}
+        locks = [resource for resource in finding["resources"] if resource["id"] in wanted]
+        made = {os.path.basename(resource["created"]["file"]) for resource in locks}
+        called = " and ".join(
+            f"{resource['name']} (of {os.path.basename(resource['created']['file'])})" for resource in locks
         )
         self.claim(
-            f"a proven deadlock of {' and '.join(sorted(names))} over {' and '.join(sorted(map(str, locks)))}",
+            f"a proven deadlock of {' and '.join(sorted(names))} over {called}",
             (finding["kind"], finding["confidence"]) == ("deadlock", "proven")
             and len(names) == 2
-            and locks == {"Live._lock", "Console._lock"},
+            and made == {"live.py", "console.py"},
         )
         places = ("live.py", "console.py", "nightly_backup.py")
         quoted = all(place in report for place in places) and "with self.live._lock:" in report
@@ -237,7 +236,7 @@ class Demo:
         show(
             "[copier_0] --waits for--> (Live._lock) --held by--> [Thread-1] --waits for--> (Console._lock) --held by--> ..."
         )
-        ok = all(word in words for word in ("Thread-1", "copier_", "Live._lock", "Console._lock"))
+        ok = all(word in words for word in ("Thread-1", "copier_", "live.py:", "console.py:", "_lock"))
         self.claim(f"the wait-for graph is a picture with both threads and both locks: {relative(self.picture)}", ok)
 
     def show_end(self) -> None:

@@ -59,8 +59,10 @@ def test_the_demo_shows_the_report_of_a_proven_deadlock_in_a_released_package(sh
     report = shown.stdout.partition("2. It hangs")[2].partition("3. The same")[0]
 
     assert "DEADLOCK, proven" in report
-    assert 'RLock "Live._lock"' in report
-    assert 'RLock "Console._lock"' in report
+    # Python 3.10 does not tell a function's class.
+    for owner, file in ("Live", "live.py"), ("Console", "console.py"):
+        assert f'RLock "{owner if sys.version_info >= (3, 11) else "self"}._lock"' in report
+        assert f"/rich/{file}" in report
     assert "with self.live._lock:" in report
     assert 'print(f"warning: volume {self.job} is 93 % full")' in report
 
@@ -86,7 +88,7 @@ def test_the_demo_leaves_a_picture_of_both_threads_and_both_locks(shown, scratch
 
     assert str(picture) in shown.stdout
     words = " ".join(ElementTree.parse(picture).getroot().itertext())
-    assert all(word in words for word in ("Thread-1", "copier_", "Live._lock", "Console._lock"))
+    assert all(word in words for word in ("Thread-1", "copier_", "live.py:", "console.py:"))
 
 
 def test_the_demo_shows_that_the_same_program_recovers(shown):
