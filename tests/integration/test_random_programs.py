@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).resolve().parents[1] / "stress" / "test_random_programs.py"
 
 
-@pytest.mark.slow
 def test_500_random_programs_get_the_verdicts_of_the_oracle():
     command = [sys.executable, str(SCRIPT), "--programs", "500", "--seed", "1"]
 
