@@ -34,6 +34,7 @@ Sources    parking_lot RawMutex (park/unpark protocol); CPython Modules/_threadm
 
 from __future__ import annotations
 
+import copyreg
 import opcode
 import os
 import sys
@@ -56,7 +57,16 @@ if TYPE_CHECKING:
 NAME: Final = "python"
 INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
 ORDER_RING_SIZE: Final = 4096
-WAIT_BUCKETS_NS: Final = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000, 10_000_000_000, 60_000_000_000)
+WAIT_BUCKETS_NS: Final = (
+    10_000,
+    100_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
+    1_000_000_000,
+    10_000_000_000,
+    60_000_000_000,
+)
 _MASK: Final = (1 << 64) - 1
 
 _getframe = _real.getframe
@@ -315,7 +325,9 @@ def thread_ended(record: ThreadRecord) -> None:
     left = [cell for cell in record.held if _holds(record, cell)]
     if not left:
         _records.pop(record.serial, None)
-    elif record.pid == os.getpid() and _recording and not sys.is_finalizing():  # a fork's child ends its parent's threads
+    elif (
+        record.pid == os.getpid() and _recording and not sys.is_finalizing()
+    ):  # a fork's child ends its parent's threads
         for cell in left:
             _listener.misuse("exit-held", cell, cell.state.get(0), None)
 
@@ -667,7 +679,11 @@ class Lock(metaclass=_LockMeta):
     def _at_fork_reinit(self) -> None:
         _reinit(self._cell)
 
-    def __getstate__(self) -> NoReturn:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if protocol in (0, 1):
+            if not INSTANTIABLE:  # pickle fails to find the type, and says so
+                return copyreg._reconstructor, (type(self), object, None)  # type: ignore[attr-defined]
+            raise TypeError("cannot pickle 'lock' object")
         raise TypeError("cannot pickle '_thread.lock' object")
 
     def __repr__(self) -> str:
@@ -719,10 +735,9 @@ def _grow(cell: LockCell, hold: Hold, links: Links, blocking: bool) -> None:
 @_uninterrupted
 def _free(cell: LockCell) -> Hold | None:
     """Take the hold out of the cell and wake the first waiter; None if there was no hold."""
-    hold: Hold | None = None
     try:
         state = cell.state
-        hold = state[0]
+        hold: Hold = state[0]
         del state[0]
         if cell.waiters:
             cell.waiters[0].parker.release()
@@ -886,9 +901,13 @@ class RLock:
     def _at_fork_reinit(self) -> None:
         _reinit(self._cell)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if protocol in (0, 1) and type(self).__reduce__ is object.__reduce__:
+            raise TypeError("cannot pickle 'RLock' object")
+        return object.__reduce_ex__(self, protocol)
+
     def __getstate__(self) -> NoReturn:
-        name = _type_name(self) if type(self) is RLock else type(self).__name__
-        raise TypeError(f"cannot pickle '{name}' object")
+        raise TypeError(f"cannot pickle '{_type_name(self)}' object")
 
     def __repr__(self) -> str:
         hold = self._cell.state.get(0)
@@ -899,9 +918,8 @@ class RLock:
 
 
 def _type_name(lock: RLock) -> str:
-    """Return the name that the original shows: qualified for the type itself, bare for a subclass's errors."""
-    cls = type(lock)
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """Return the name that the original shows: a type in C knows its module, a subclass in Python does not."""
+    return "_thread.RLock" if type(lock) is RLock else type(lock).__name__
 
 
 def _take_rlock(lock: RLock, cell: LockCell, hold: Hold, frame: FrameType, blocking: bool, timeout: float) -> bool:
@@ -927,13 +945,11 @@ def _take_rlock(lock: RLock, cell: LockCell, hold: Hold, frame: FrameType, block
 
 @_uninterrupted
 def _release_rlock(cell: LockCell) -> None:
-    hold: Hold | None = None
-    mine = False
     try:
-        hold = cell.state[0]
-        mine = hold[0] is _tls.record
+        hold: Hold | None = cell.state[0]
+        mine = hold[0] is _tls.record  # type: ignore[index]
     except (KeyError, AttributeError):  # free; the thread-local is gone
-        pass
+        hold, mine = cell.state.get(0), False
     if mine:
         if not cell.extra:
             _free(cell)
@@ -1104,7 +1120,7 @@ def _fold_ended() -> None:
 def _add_rows(into: dict[int, list[int]], rows: dict[int, list[int]]) -> None:
     for serial, row in list(rows.items()):
         old = into.get(serial)
-        into[serial] = list(row) if old is None else [a + b for a, b in zip(old, row)]
+        into[serial] = list(row) if old is None else [a + b for a, b in zip(old, row, strict=True)]
 
 
 def hold_statistics() -> dict[int, list[int]]:
@@ -1118,10 +1134,7 @@ def tick() -> None:
 
 def drain_order() -> list[tuple[tuple[int, ...], int, CodeType | None, int, int, bool]]:
     """Return the chains seen for the first time since the last call: held classes, new class, code, offset, thread, blocking."""
-    result = []
-    for _ in range(len(_order_ring)):
-        result.append(_order_ring.popleft())
-    return result
+    return [_order_ring.popleft() for _ in range(len(_order_ring))]
 
 
 def order_dropped() -> int:
@@ -1168,4 +1181,3 @@ def reset_for_tests() -> None:
     _counters["order-dropped"] = 0
     for record in records():
         record.stats.clear()
-

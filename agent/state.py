@@ -36,6 +36,7 @@ class SyncCell:
     __slots__ = ("code", "foreign", "holders", "kind", "lasti", "name", "reference", "serial")
 
     def __init__(self, kind: str, target: object) -> None:
+        """Describe ``target``, without keeping it alive."""
         self.serial = core.next_serial()
         self.kind = kind
         self.code: CodeType | None = None
@@ -56,6 +57,7 @@ class ThreadCell:
     __slots__ = ("code", "kind", "lasti", "name", "reference", "serial")
 
     def __init__(self, thread: Any) -> None:
+        """Describe ``thread``, without keeping it alive."""
         self.serial = core.next_serial()
         self.kind = "thread"
         self.code: CodeType | None = None  # where it was started
@@ -155,10 +157,7 @@ def post(event: Any) -> bool:
 def take_events() -> list[Any]:
     """Return the queued events, oldest first, and forget them; the monitor calls this."""
     core.collect_gone()  # locks destroyed while held say so here
-    taken = []
-    for _ in range(len(_events)):
-        taken.append(_events.popleft())
-    return taken
+    return [_events.popleft() for _ in range(len(_events))]
 
 
 def count_drop(queue: str) -> None:
@@ -192,7 +191,7 @@ def dropped() -> tuple[tuple[str, int], ...]:
 
 def raw_stack(frame: FrameType | None) -> RawStack:
     """Return a stack as (code, offset) pairs, innermost first: cheap, and it keeps no local variable alive."""
-    stack = []
+    stack: list[tuple[CodeType, int]] = []
     while frame is not None and len(stack) < STACK_LIMIT:
         stack.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back

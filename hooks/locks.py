@@ -56,7 +56,7 @@ def add_patches(patches: PatchSet, turn_on: Callable[[], None], turn_off: Callab
 
 def foreign_patch() -> str | None:
     """Return who has replaced ``threading`` before us, None if nobody has."""
-    lock = _thread.allocate_lock
+    lock: Any = _thread.allocate_lock
     if lock is core.allocate_lock:
         return None
     for name in ("gevent", "eventlet"):
@@ -202,7 +202,7 @@ def _cached_properties() -> list[tuple[object, str]]:
     return found
 
 
-def _twin_of(lock: object) -> object | None:
+def _twin_of(lock: object) -> Any:
     if type(lock) is _real.LockType:
         return core.allocate_lock()
     if type(lock) is _real.RLockType:
