@@ -161,12 +161,11 @@ def _group_finding(
     kinds_of = {serial: scene.resources[scene.requests[serial].resource].kind for serial in group}
     only_events = frozenset(s for s, kind in kinds_of.items() if kind not in SINGLE_HOLDER_KINDS)
     members = sorted(cycle or only_events or group)
-    held = all(scene.requests[serial].resource in scene.holders for serial in cycle)
-    kind = "deadlock" if cycle and held else "stall"
+    kind = "deadlock" if cycle else "stall"
     roles = dict.fromkeys(members, "member")
     roles.update(dict.fromkeys(sorted(group - set(members))[:_BEHIND_LIMIT], "behind"))
     actors = [scene.actors[serial].name for serial in members]
-    waits = [f"{a} waits for {scene.label(scene.requests[s].resource)}" for a, s in zip(actors, members)]
+    waits = [f"{a} waits for {scene.label(scene.requests[s].resource)}" for a, s in zip(actors, members, strict=True)]
     number = f"{len(members)} thread" + ("s" if len(members) > 1 else "")
     why = "held among themselves" if kind == "deadlock" else "and nobody is left who could end it"
     confidence = "suspected" if suspected or doubt else "proven"

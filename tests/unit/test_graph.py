@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from factories import actor, holds, resource, ring_of, snapshot, waits
@@ -263,8 +264,8 @@ def pictures(draw) -> Snapshot:
             resource(serial, kind, signal_mode=draw(st.sampled_from((False, False, True))), permits=permits)
         )
         most = 1 if kind in SINGLE_HOLDER_KINDS else 3
-        for holder in draw(st.sets(st.sampled_from(actors), max_size=most)):
-            edges.append(holds(holder, serial, draw(st.sampled_from(DISCIPLINES))))
+        holders = draw(st.sets(st.sampled_from(actors), max_size=most))
+        edges += [holds(holder, serial, draw(st.sampled_from(DISCIPLINES))) for holder in holders]
     states = {}
     for serial in actors:
         states[serial] = draw(st.sampled_from(("blocked", "blocked", "blocked", "live", "timed", "ended", "agent")))
@@ -434,8 +435,8 @@ def test_the_check_refuses_just_what_breaks_a_rule(actors, resources, requests, 
         assignments=tuple(holds(*pair) for pair in assignments),
     )
     good = (
-        all(a < b for a, b in zip(actors, actors[1:], strict=False))
-        and all(a < b for a, b in zip(resources, resources[1:], strict=False))
+        all(a < b for a, b in pairwise(actors))
+        and all(a < b for a, b in pairwise(resources))
         and all(a in actors and r in resources for a, r in requests + assignments)
         and all(one[0] != other[0] for i, one in enumerate(requests) for other in requests[:i])
     )
@@ -499,7 +500,7 @@ def test_edges_of_the_graphs_say_what_they_are():
 def large_pictures() -> dict[str, Snapshot]:
     """5,000 blocked actors and 100,000 resources, in the shapes that punish whoever scans or recurses."""
     count, step = 5_000, 20
-    kinds = {serial: "lock" for serial in range(100_000, 200_000)}
+    kinds = dict.fromkeys(range(100_000, 200_000), "lock")
 
     def lock(number: int) -> int:
         return 100_000 + step * number
