@@ -6,15 +6,16 @@ an object's attribute, nobody else without touching the frames' locals, which we
 dictionaries of a running function.
 
 Limits     a line that creates two locks is ambiguous; then only the globals decide.
-Cost       one source line from ``linecache``; one pass over one module's globals.  Only for reports.
+Cost       one source line; one pass over one module's globals.  Only for reports.
 """
 
 from __future__ import annotations
 
-import linecache
 import re
 import sys
 from typing import TYPE_CHECKING, Any
+
+from concagent.sources import source_line
 
 if TYPE_CHECKING:
     from concagent.model import CallSite
@@ -46,7 +47,7 @@ def _global_name(target: Any, file: str) -> str | None:
 
 def _assigned_name(created: CallSite) -> str | None:
     """Return the target of the assignment on the creating line: ``a`` or ``Class.attribute``."""
-    match = _ASSIGNMENT.match(linecache.getline(created.file, created.line))
+    match = _ASSIGNMENT.match(source_line(created.file, created.line))
     if match is None or _several(match["value"]):
         return None
     target = match["target"]

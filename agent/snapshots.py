@@ -17,7 +17,6 @@ Sources    parking_lot core/src/parking_lot.rs (fast and exact pass); Holt, ACM 
 
 from __future__ import annotations
 
-import linecache
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from concagent.model import (
     Snapshot,
     StackFrame,
 )
+from concagent.sources import source_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -94,7 +94,7 @@ def _resolve(pairs: Iterable[tuple[CodeType, int | None]]) -> tuple[StackFrame, 
             break  # what lies outside of it started us, not the program
         if not is_own_code(code):
             number = line or code.co_firstlineno
-            source = linecache.getline(code.co_filename, number).strip()
+            source = source_line(code.co_filename, number)
             frames.append(StackFrame(code.co_filename, number, _function_name(code), source))
     frames.reverse()
     return tuple(frames)
