@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from concagent import _real, core, snapshots, state
 from concagent.config import Config
-from concagent.delivery import Delivery
+from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
 from concagent.leakwatch import LeakWatch
 from concagent.model import AgentStats, Finding, Report
@@ -121,8 +121,9 @@ class Agent:
         self.openings = Openings(on_unclosed=self._wake)
         self.monitor = Monitor(config, _read_suppressions(config.suppressions), date.today)
         self.statistics_source = Statistics(self.monitor, self.openings)
-        self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, state.count_error)
+        self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
         self._leaks = LeakWatch(self.openings, config, self.monitor.publish)
+        self._failed_sinks: set[str] = set()
         self._undo: list[tuple[str, Callable[[], object]]] = []
         self._at_fork: list[Any] = []
         self._endpoint: Endpoint | None = None
@@ -145,6 +146,15 @@ class Agent:
     def remove_callback(self, callback: Callable[[Finding], object]) -> bool:
         """Stop calling ``callback``; False if it was not subscribed."""
         return self._callbacks.remove_callback(callback)
+
+    def _subscriber_failed(self, name: str, error: BaseException) -> None:
+        """Count a delivery that failed; log it once: for each callback, which is removed, and for the first failure of a sink."""
+        state.count_error(name, error)
+        if name == CALLBACK:
+            logger.error("a callback of on_finding raised and is removed", exc_info=error)
+        elif name not in self._failed_sinks:
+            self._failed_sinks.add(name)
+            logger.error("findings do not arrive at %s: %s: %s", name, type(error).__name__, error)
 
     def snapshot(self) -> Picture:
         """Return who holds what and who waits for what, now, with every stack."""

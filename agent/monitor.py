@@ -22,6 +22,7 @@ import select
 import signal
 import sys
 import threading
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -92,7 +93,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         self._stopping = False
         self._done = _real.allocate_lock()
         self.native_id = 0
-        self._barriers: list[Any] = []
+        self._barriers: deque[Any] = deque()
         self._due: list[tuple[int, Any]] = []
         self._next_tick = _real.monotonic_ns() + TICK_NS
         self._pending: set[tuple[int, int]] = set()
@@ -221,8 +222,10 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             while not self._stopping:
                 ready = self._sleep()
                 self._step(self._serve, ready)
+                here = len(self._barriers)  # before the work: what was reported before they came is in the queue now
                 self._step(self._work, None)
-                self._pass_barriers()
+                for _ in range(here):
+                    self._barriers.popleft().release()
         finally:
             self.idents.discard(ident)
             self._done.release()
@@ -280,11 +283,6 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         self._barriers.append(barrier)
         self.wake()
         barrier.acquire(True, timeout_seconds)
-
-    def _pass_barriers(self) -> None:
-        passed, self._barriers = self._barriers, []
-        for barrier in passed:
-            barrier.release()
 
     # ------------------------------------------------------------ judging
 

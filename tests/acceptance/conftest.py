@@ -2,7 +2,8 @@
 
 A real deadlock must be killable, so each program is a process group of its own with a hard limit, and nothing of the agent
 is in this process.  Two shapes: ``run``, the unchanged program under ``concagent run``; ``install``, the program that calls
-``concagent.install()`` in its first line.  Findings are read from the JSON lines that the child writes.
+``concagent.install()`` in its first line (``plain``: somewhere else, as its text says).
+Findings are read from the JSON lines that the child writes.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class Runner:
 
     def start(self, program: str, *, shape: str = "run", **options: object) -> Child:
         """Start a program; options are those of ``install``."""
-        folder = self._folder / f"child{len(self._children)}"
-        folder.mkdir()
+        folder = self._folder / f"child{len(self._children)}" / "app"  # fingerprints have the last folder in them
+        folder.mkdir(parents=True)
         script = folder / "program.py"
         text = textwrap.dedent(program).lstrip("\n")
         given = {"findings": folder / "findings.jsonl", "log": False, "socket": False, **options}
@@ -130,7 +131,8 @@ class Runner:
         if shape == "run":
             command += ["-m", "concagent", "run", *(word for item in given.items() for word in _flag(*item))]
         else:
-            text = "import concagent; concagent.install()\n" + text
+            if shape == "install":
+                text = "import concagent; concagent.install()\n" + text
             environment |= {f"CONCAGENT_{name.upper()}": _text(value) for name, value in given.items()}
         script.write_text(text, encoding="utf-8")
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
