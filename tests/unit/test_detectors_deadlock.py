@@ -154,6 +154,14 @@ def test_two_rings_are_two_findings():
     assert [sorted(roles(finding)) for finding in findings] == [["worker-1", "worker-4"], ["worker-2", "worker-3"]]
 
 
+def test_who_waits_but_goes_on_is_in_no_finding():
+    picture = snapshot(waits(1, 10), waits(2, 20, timed=True), holds(1, 20), kinds={10: "event"})
+
+    (finding,) = findings_of(picture, {1})
+
+    assert roles(finding) == {"worker-1": "member"}
+
+
 def test_only_those_on_the_circle_are_members():
     ring = ring_of(1, 2)
     picture = snapshot(*ring.requests, *ring.assignments, waits(3, 10), holds(3, 30), waits(4, 30))
