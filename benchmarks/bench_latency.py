@@ -3,8 +3,7 @@
 Each round is a ring of two fresh threads and two fresh locks in this process.  The rings are broken by waking one
 member with an exception, as a recovery policy does.  A finding is told once per place; so each round takes its locks in a
 module of its own, a small file that was never read before, and pays what the first finding of a place pays: source lines
-are read from the file.  A place in a large package costs more: `make demo` reads eight files of rich and the standard
-library, 6,000 lines, which is most of the time that it shows.
+are read from the file.  (Nine files of rich and the standard library, 6,400 lines, as in `make demo`: 0.4 ms.)
 
     last block   the wait of whoever closed the ring, as the finding says it (``waiting_since``)
     picture      the time of the finding: its evidence was read
