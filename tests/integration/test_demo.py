@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+Done = subprocess.CompletedProcess[str]
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "demo.py"
 
@@ -48,14 +50,14 @@ def run_demo(scratch: Path, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_demo_ends_by_itself_and_shows_all_that_it_claims(shown):
+def test_the_demo_ends_by_itself_and_shows_all_that_it_claims(shown: Done) -> None:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert shown.stderr == ""
     assert "9 of 9 claims shown" in shown.stdout
     assert "FAILED" not in shown.stdout
 
 
-def test_the_demo_shows_the_report_of_a_proven_deadlock_in_a_released_package(shown):
+def test_the_demo_shows_the_report_of_a_proven_deadlock_in_a_released_package(shown: Done) -> None:
     report = shown.stdout.partition("2. It hangs")[2].partition("3. The same")[0]
 
     assert "DEADLOCK, proven" in report
@@ -67,14 +69,14 @@ def test_the_demo_shows_the_report_of_a_proven_deadlock_in_a_released_package(sh
     assert 'print(f"warning: volume {self.job} is 93 % full")' in report
 
 
-def test_the_demo_shows_figures_of_its_own_endpoint_before_and_after(shown):
+def test_the_demo_shows_figures_of_its_own_endpoint_before_and_after(shown: Done) -> None:
     figures = shown.stdout.partition("3. The same")[2].partition("4. Who")[0].split()
 
     at = figures.index("concagent_deadlocked_threads")
     assert figures[at + 1 : at + 4] == ["0", "->", "2"]
 
 
-def test_the_demo_shows_the_answer_to_the_signal_and_says_where_all_of_it_is(shown, scratch):
+def test_the_demo_shows_the_answer_to_the_signal_and_says_where_all_of_it_is(shown: Done, scratch: Path) -> None:
     answer = shown.stdout.partition("4. Who")[2].partition("5. The same")[0]
 
     assert "CONCAGENT REPORT" in answer
@@ -83,7 +85,7 @@ def test_the_demo_shows_the_answer_to_the_signal_and_says_where_all_of_it_is(sho
     assert "MainThread" in (scratch / "build/demo/sigusr1.txt").read_text()
 
 
-def test_the_demo_leaves_a_picture_of_both_threads_and_both_locks(shown, scratch):
+def test_the_demo_leaves_a_picture_of_both_threads_and_both_locks(shown: Done, scratch: Path) -> None:
     picture = scratch / "build/demo/deadlock.svg"
 
     assert str(picture) in shown.stdout
@@ -91,7 +93,7 @@ def test_the_demo_leaves_a_picture_of_both_threads_and_both_locks(shown, scratch
     assert all(word in words for word in ("Thread-1", "copier_", "live.py:", "console.py:"))
 
 
-def test_the_demo_shows_that_the_same_program_recovers(shown):
+def test_the_demo_shows_that_the_same_program_recovers(shown: Done) -> None:
     recovery = shown.stdout.partition("8. The same")[2]
 
     assert "backup ended: " in recovery
@@ -99,12 +101,12 @@ def test_the_demo_shows_that_the_same_program_recovers(shown):
     assert "Exit status 0." in recovery
 
 
-def test_the_demo_is_plain_text_where_there_is_no_terminal(shown):
+def test_the_demo_is_plain_text_where_there_is_no_terminal(shown: Done) -> None:
     assert "\033" not in shown.stdout
 
 
 @pytest.mark.usefixtures("shown")
-def test_the_demo_leaves_nothing_but_its_three_files(scratch):
+def test_the_demo_leaves_nothing_but_its_three_files(scratch: Path) -> None:
     left = {str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file()}
 
     assert left == {
@@ -116,7 +118,7 @@ def test_the_demo_leaves_nothing_but_its_three_files(scratch):
     }
 
 
-def test_the_demo_fails_where_the_program_does_not_deadlock(tmp_path):
+def test_the_demo_fails_where_the_program_does_not_deadlock(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "demo.py").write_text(DEMO.read_text())
     (tmp_path / "examples" / "nightly_backup.py").write_text("print('backup ended: nothing to do')\n")
