@@ -110,7 +110,9 @@ class Script:
 
     def joins_only(self, thread: int, other: int) -> bool:
         """Return whether a join would close a ring of nothing but joins."""
-        while other != thread and self.world.waits.get(other, ("",))[0] == "thread":
+        seen = set()
+        while other not in seen and self.world.waits.get(other, ("",))[0] == "thread":
+            seen.add(other)
             other = self.world.waits[other][1]
         return other == thread
 
