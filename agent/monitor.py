@@ -31,7 +31,7 @@ from concagent.detectors import deadlock, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.ledger import Ledger
 from concagent.lockorder import LockOrderGraph
-from concagent.model import SINGLE_HOLDER_KINDS, Report
+from concagent.model import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ class Service(Protocol):
         """Serve what is ready; must not block."""
 
 
-class Monitor(core.Listener):  # type: ignore[misc, valid-type]
+class Monitor(core.Listener):
     """Hears of rings, orphans and misuse, looks once a second, and keeps the ledger."""
 
     def __init__(
@@ -256,7 +256,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
                 pass
         for service in list(self.services):
             if service.fileno() >= 0 and service.fileno() in ready:
-                self._step(lambda _argument, serve=service.handle: serve(), None)
+                self._step(_handle, service)
 
     def _work(self, _argument: None) -> None:
         now_ns = _real.monotonic_ns()
@@ -484,7 +484,7 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
             return
         if not self.ledger.record(finding):
             return
-        for name, sink in list(self.sinks):
+        for _, sink in list(self.sinks):
             try:
                 sink(finding)
             except Exception as error:  # noqa: BLE001 - border: a sink; the others must still be told
@@ -506,6 +506,10 @@ class Monitor(core.Listener):  # type: ignore[misc, valid-type]
         rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}
         return len(in_rings), len(rings)
+
+
+def _handle(service: Service) -> None:
+    service.handle()
 
 
 def _epochs(picture: Snapshot) -> dict[int, int]:

@@ -51,7 +51,7 @@ def _assigned_name(created: CallSite) -> str | None:
     if match is None or _several(match["value"]):
         return None
     target = match["target"]
-    owner, _, method = created.function.rpartition(".")
+    owner = created.function.rpartition(".")[0]
     if target.startswith("self.") and owner and "<locals>" not in owner.rpartition(".")[2]:
         return owner.rpartition(">.")[2] + target[len("self") :]
     return target

@@ -75,7 +75,7 @@ def _function_name(code: CodeType) -> str:
 
 def stack_frames(frame: FrameType | None, limit: int = 100) -> tuple[StackFrame, ...]:
     """Return a live stack, outermost first, our own frames left out."""
-    raw = []
+    raw: list[tuple[CodeType, int | None]] = []
     while frame is not None and len(raw) < limit:
         raw.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
@@ -203,8 +203,8 @@ class _Builder:
         site = call_site(wait.code, wait.lasti)
         own = hold is not None and hold[0] is record and wait.token is not None
         habit = state.hold_discipline(resource, wait.token) if own else "bare"
-        edge = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit)
-        self.requests.append(edge)
+        request = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit)
+        self.requests.append(request)
         if hold is not None:
             self.assign(resource, hold)
         for holder, depth in list(getattr(resource, "holders", {}).items()):
