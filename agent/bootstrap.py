@@ -215,8 +215,9 @@ class Agent:
     # ------------------------------------------------------------ start
 
     def _start(self) -> None:
-        self._refuse_foreign_patches()
+        self._undo.append(("monitor", self.monitor.close))  # its pipe is open from the beginning
         try:
+            self._refuse_foreign_patches()
             self._open_sinks()
             self._open_listeners()
             self._apply_patches()
@@ -381,7 +382,6 @@ class Agent:
 
     def _start_thread(self) -> None:
         self.monitor.start()
-        self._undo.append(("monitor", self.monitor.close))
         self._undo.append(("monitor thread", self.monitor.stop))
         atexit.register(self._at_exit)
         self._undo.append(("exit hook", lambda: atexit.unregister(self._at_exit)))

@@ -1,0 +1,156 @@
+"""Forks: what was locked, who waited, and what the program prints, in parent and child."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+QUIET = "import concagent; concagent.install(stderr=False, log=False)\n"
+
+
+def run(code: str, *options: str, prelude: str = QUIET) -> tuple[int, str, str]:
+    """Return status, stdout and stderr of a program under the agent."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", prelude + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_program_with_one_thread_forks_without_a_warning() -> None:
+    code = """
+        import os
+        for _ in range(10):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        print("ok")
+        """
+
+    assert run(code, "-W", "error") == (0, "ok\n", "")
+
+
+def test_the_agent_is_there_again_after_the_forks_of_a_program_with_one_thread() -> None:
+    code = """
+        import os, threading
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        lock = threading.Lock()
+        try:
+            lock.release()
+        except RuntimeError:
+            pass
+        print([f.kind for f in concagent.findings()])
+        """
+
+    assert run(code, "-W", "error") == (0, "['misuse']\n", "")
+
+
+def test_ten_forks_of_a_program_with_many_threads() -> None:
+    code = """
+        import os, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lock, rlock, stop = threading.Lock(), threading.RLock(), threading.Event()
+        def work():
+            while not stop.is_set():
+                with lock, rlock: pass
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for t in threads: t.start()
+        for _ in range(10):
+            with lock, rlock:
+                pid = os.fork()
+                if pid == 0:
+                    lock.release()
+                    rlock.release()
+                    done = []
+                    others = [threading.Thread(target=lambda: (lock.acquire(), done.append(1), lock.release())) for _ in range(5)]
+                    lock.acquire()
+                    for t in others: t.start()
+                    lock.release()
+                    for t in others: t.join(10)
+                    os._exit(0 if len(done) == 5 else 1)
+            assert os.waitpid(pid, 0)[1] == 0, "the child lost a wake-up"
+        stop.set()
+        for t in threads: t.join()
+        print("ok")
+        """
+
+    assert run(code) == (0, "ok\n", "")
+
+
+def test_a_child_reinitialises_locks_that_others_held() -> None:
+    code = """
+        import os, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lock, rlock, held, end = threading.Lock(), threading.RLock(), threading.Event(), threading.Event()
+        def hold():
+            with lock, rlock:
+                held.set()
+                end.wait()
+        def block():
+            with lock: pass
+        holder, waiter = threading.Thread(target=hold), threading.Thread(target=block)
+        holder.start()
+        held.wait()
+        waiter.start()
+        pid = os.fork()
+        if pid == 0:
+            status = 0 if not lock.acquire(False) and not rlock.acquire(False) else 1
+            lock._at_fork_reinit()
+            rlock._at_fork_reinit()
+            with lock, rlock, rlock: pass
+            os._exit(status)
+        status = os.waitpid(pid, 0)[1]
+        end.set()
+        holder.join()
+        waiter.join()
+        print(status, lock.locked())
+        """
+
+    assert run(code) == (0, "0 False\n", "")
+
+
+def test_a_child_can_fork_start_threads_and_end_as_usual() -> None:
+    code = """
+        import os, sys, threading
+        pid = os.fork()
+        if pid == 0:
+            inner = os.fork()
+            if inner == 0:
+                t = threading.Thread(target=print, args=("grandchild",)); t.start(); t.join()
+                sys.exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) == 3
+            sys.exit(4)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """
+
+    assert run(code) == (0, "grandchild\n4\n", "")
+
+
+def test_a_finding_of_a_child_is_the_childs() -> None:
+    code = """
+        import os, threading
+        pid = os.fork()
+        if pid == 0:
+            try:
+                threading.RLock().release()
+            except RuntimeError:
+                pass
+            os._exit(0 if [f.pid for f in concagent.findings()] == [os.getpid()] else 1)
+        print(os.waitpid(pid, 0)[1], concagent.findings())
+        """
+
+    assert run(code) == (0, "0 ()\n", "")
