@@ -149,8 +149,9 @@ class _Reduction:
         self.resources = {resource.serial: resource for resource in snapshot.resources}
         self.holders = _holders(snapshot)
         self.held_by: dict[int, list[AssignmentEdge]] = defaultdict(list)
-        for held in snapshot.assignments:
-            self.held_by[held.holder].append(held)
+        for holds in self.holders.values():
+            for held in holds:
+                self.held_by[held.holder].append(held)
         self.blocked = {e.actor: e for e in snapshot.requests if not e.timed and self.states[e.actor] in _WAITING}
         self.waiters: dict[int, list[int]] = defaultdict(list)
         for request in self.blocked.values():
@@ -192,9 +193,12 @@ class _Reduction:
 
 
 def _holders(snapshot: Snapshot) -> dict[int, list[AssignmentEdge]]:
+    """Return resource -> its holders, of those that somebody waits for: most locks of a program are awaited by nobody."""
+    awaited = {edge.resource for edge in snapshot.requests}
     holders: dict[int, list[AssignmentEdge]] = defaultdict(list)
     for edge in snapshot.assignments:
-        holders[edge.resource].append(edge)
+        if edge.resource in awaited:
+            holders[edge.resource].append(edge)
     return holders
 
 
