@@ -255,7 +255,9 @@ class Agent:
         if config.log:
             from concagent.exporters.log import LogSink
 
-            self._callbacks.add_sink("log", LogSink(render_finding))
+            from concagent.reporting import write_stderr
+
+            self._callbacks.add_sink("log", LogSink(render_finding, write_stderr=write_stderr))
         for url in config.webhook:
             from concagent.exporters.alerts import Webhook
 

@@ -58,3 +58,21 @@ def test_a_logger_that_is_off_renders_nothing(caplog: pytest.LogCaptureFixture) 
         sink(finding("deadlock"))
 
     assert (rendered, caplog.records) == ([], [])
+
+
+def test_without_any_handler_the_report_goes_to_standard_error_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    LogSink(render, write_stderr=written.append)(finding("deadlock"))
+
+    assert written == ["100%s of a ring\n  line two, 5% more\n"]
+
+
+def test_with_a_handler_standard_error_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    written: list[str] = []
+
+    LogSink(render, write_stderr=written.append)(finding("deadlock"))
+
+    assert written == []
+    assert len(caplog.records) == 1
