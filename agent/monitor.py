@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from concagent.model import Finding, Snapshot
 
 TICK_NS: Final = 1_000_000_000
+START_SECONDS: Final = 1.0  # how long install waits for the thread on a machine that is very busy
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 GRACE_NS: Final = 400_000_000  # for a hand-over of a bare lock after its thread has ended
 _STEP_ERRORS: Final = "monitor"
@@ -160,12 +161,19 @@ class Monitor(core.Listener):
     # ------------------------------------------------------------ the thread
 
     def start(self) -> None:
-        """Start the thread; at once a no-op if it runs."""
+        """Start the thread and wait until it runs; at once a no-op if it runs.
+
+        A process's signal may land in a thread that is just being born, and the interpreter does not know that one yet: the
+        report signal would be lost.
+        """
         if self._running:
             return
         self._running, self._stopping = True, False
         self._done.acquire()
-        _real.start_new_thread(self._main, ())
+        begun = _real.allocate_lock()
+        begun.acquire()
+        self.idents.add(_real.start_new_thread(self._main, (begun,)))  # it is ours before it has begun
+        begun.acquire(True, START_SECONDS)
 
     def wake(self) -> None:
         """Make the thread look now."""
@@ -193,9 +201,8 @@ class Monitor(core.Listener):
     def wait_until_gone(self) -> None:
         """Wait until the operating system has let go of the ended thread, at most a moment: it counts threads at a fork."""
         path = f"/proc/self/task/{self.native_id}"
-        for _ in range(200):
-            if not os.path.exists(path):
-                return
+        deadline = _real.monotonic_ns() + 500_000_000
+        while os.path.exists(path) and _real.monotonic_ns() < deadline:
             _real.sleep(0.0002)
 
     def close(self) -> None:
@@ -213,12 +220,13 @@ class Monitor(core.Listener):
         self.ledger.clear()
         self._reset()
 
-    def _main(self) -> None:
+    def _main(self, begun: Any) -> None:
         ident = _real.get_ident()
         self.native_id = _real.get_native_id()
         try:
             core.mark_agent_thread()
             self.idents.add(ident)
+            begun.release()
             while not self._stopping:
                 ready = self._sleep()
                 self._step(self._serve, ready)

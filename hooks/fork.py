@@ -6,7 +6,8 @@ CPython 3.12 and later warns at a fork if the process has more than one thread, 
 counts.  In a program that is otherwise single-threaded that thread would be ours, and the warning would be one that
 the program does not deserve.  So the agent's thread ends before such a fork and comes back after it.  The
 warning is issued after the parent's callbacks, so "after" must be later still: a pending call, which the interpreter
-makes in the main thread as soon as it runs Python code again.
+makes in the main thread as soon as it runs Python code again.  That may be code of a callback, ours or one after ours; so
+the frame that called ``fork`` is remembered, and until it runs again itself the call is put off.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from concagent import _real
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 WARNS_ABOUT_THREADS = sys.version_info >= (3, 12)
 
@@ -39,6 +43,7 @@ _listener: AtFork | None = None
 _registered = False
 _count_error: Callable[[str, BaseException], None] = lambda _border, _error: None  # noqa: E731
 _due: deque[Callable[[], None]] = deque()
+_forking: FrameType | None = None  # the frame that called fork, until the fork is over
 _trampoline: Any = None  # made once and never freed: it may not die while the interpreter is inside of it
 
 
@@ -56,9 +61,15 @@ def listen(listener: AtFork | None, count_error: Callable[[str, BaseException], 
 
 
 def _tell(method: str) -> None:
+    global _forking
     listener = _listener
     if listener is None:
         return
+    if method == "before_fork":
+        _forking = _real.getframe(1).f_back  # behind the lambda
+    elif method == "after_fork_in_child":
+        _due.clear()
+        _forking = None
     try:
         getattr(listener, method)()
     except Exception as error:  # noqa: BLE001 - border: the fork must go on
@@ -66,25 +77,40 @@ def _tell(method: str) -> None:
 
 
 def call_soon(function: Callable[[], None]) -> None:
-    """Call ``function`` in the main thread once it runs Python code again; at once where that cannot be arranged."""
-    global _trampoline
+    """Call ``function`` in the main thread once the fork is over; at once where that cannot be arranged."""
     _due.append(function)
+    if not _ask():
+        _call_due()
+
+
+def _ask() -> bool:
+    """Ask the interpreter for a pending call; False if it has none to give, or its queue of 32 is full."""
+    global _trampoline
     try:
         import ctypes
-
-        if _trampoline is None:
-            _trampoline = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_call_due)
-        if ctypes.pythonapi.Py_AddPendingCall(_trampoline, None) == 0:
-            return  # else its queue of 32 is full
     except ImportError:
-        pass
-    _call_due(None)
+        return False
+    if _trampoline is None:
+        _trampoline = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_pending)
+    return bool(ctypes.pythonapi.Py_AddPendingCall(_trampoline, None) == 0)
 
 
-def _call_due(_argument: object) -> int:
+def _pending(_argument: object) -> int:
+    frame = _real.getframe(0).f_back
+    if frame is not _forking and _forking is not None:
+        while frame is not None and frame is not _forking:
+            frame = frame.f_back
+        if frame is not None and _ask():
+            return 0  # in a callback of the fork; a frame that is gone has seen it end
+    _call_due()
+    return 0
+
+
+def _call_due() -> None:
+    global _forking
+    _forking = None
     while _due:
         try:
             _due.popleft()()
         except Exception as error:  # noqa: BLE001 - border: we are inside the interpreter's loop
             _count_error("fork", error)
-    return 0
