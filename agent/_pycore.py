@@ -70,6 +70,7 @@ WAIT_BUCKETS_NS: Final = (
 _MASK: Final = (1 << 64) - 1
 
 _getframe = _real.getframe
+_len, _range = len, range  # programs replace builtins, with functions that take locks
 _clock = _real.monotonic_ns
 _allocate = _real.allocate_lock
 _ident = _real.get_ident
@@ -113,7 +114,7 @@ class LockClass:
     @property
     def alive(self) -> int:
         """Return how many locks of this class exist."""
-        return len(self.cells)
+        return _len(self.cells)
 
 
 class LockCell:
@@ -317,7 +318,7 @@ def thread_ended(record: ThreadRecord) -> None:
     if record.stats:
         _ended_stats.append(record.stats)
         record.stats = {}
-        if len(_ended_stats) > _ENDED_LIMIT and _totals_lock.acquire(False):
+        if _len(_ended_stats) > _ENDED_LIMIT and _totals_lock.acquire(False):
             try:
                 _fold_ended()
             finally:
@@ -387,9 +388,9 @@ def _links(record: ThreadRecord, cell: LockCell, hold: Hold, blocking: bool) -> 
     if cls.signal or record.agent:
         return None
     held, chains = record.held, record.chains
-    if len(held) > 32:  # foreign releases leave stale entries that only we may remove
+    if _len(held) > 32:  # foreign releases leave stale entries that only we may remove
         _purge(record)
-    if len(chains) != len(held):
+    if _len(chains) != _len(held):
         _rechain(record)
     if not held:
         return [cell], [cls.serial], False
@@ -402,9 +403,9 @@ def _links(record: ThreadRecord, cell: LockCell, hold: Hold, blocking: bool) -> 
 
 
 def _new_chain(record: ThreadRecord, cell: LockCell, hold: Hold, chain: int, blocking: bool) -> None:
-    if len(_known_chains) < 1 << 20:
+    if _len(_known_chains) < 1 << 20:
         _known_chains.add(chain)
-    if len(_order_ring) >= ORDER_RING_SIZE:
+    if _len(_order_ring) >= ORDER_RING_SIZE:
         _counters["order-dropped"] += 1
         return
     outer = tuple(c.cls.serial for c in record.held if _holds(record, c))
@@ -418,9 +419,9 @@ def _popped(record: ThreadRecord, cell: LockCell) -> None:
     held = record.held
     if held and held[-1] is cell:
         del held[-1]
-        del record.chains[len(held) :]
+        del record.chains[_len(held) :]
         return
-    for index in range(len(held) - 1, -1, -1):
+    for index in _range(_len(held) - 1, -1, -1):
         if held[index] is cell:
             del held[index]
             _rechain(record)
@@ -460,7 +461,7 @@ def wait_mark() -> int:
     The mark is taken before the ``try`` that ends the waits, because an exception that comes right after ``begin_wait`` would
     take its result along.
     """
-    return len(current_record().waits)
+    return _len(current_record().waits)
 
 
 @_uninterrupted
@@ -557,7 +558,7 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
 def _statistics_row(record: ThreadRecord, class_serial: int) -> list[int]:
     row = record.stats.get(class_serial)
     if row is None:
-        row = record.stats[class_serial] = [0, 0] + [0] * (len(WAIT_BUCKETS_NS) + 1)
+        row = record.stats[class_serial] = [0, 0] + [0] * (_len(WAIT_BUCKETS_NS) + 1)
     return row
 
 
@@ -572,7 +573,7 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, flo
     """Parse acquire's arguments; the original itself, on a free lock, raises what is to be raised."""
     _allocate().acquire(*args, **kwargs)
     blocking = args[0] if args else kwargs.get("blocking", True)
-    timeout = args[1] if len(args) > 1 else kwargs.get("timeout", -1)
+    timeout = args[1] if _len(args) > 1 else kwargs.get("timeout", -1)
     return bool(blocking), float(timeout)
 
 
@@ -778,7 +779,7 @@ def collect_gone() -> None:
         cls.cells.pop(cell.serial, None)
         if cell.acquisitions:
             cls.retired.append(cell.acquisitions)
-            if len(cls.retired) > 4096:
+            if _len(cls.retired) > 4096:
                 _compact(cls)
         hold = cell.state.get(0)
         if hold is not None and _recording and not cls.signal and not sys.is_finalizing():
@@ -788,7 +789,7 @@ def collect_gone() -> None:
 def _compact(cls: LockClass) -> int:
     """Fold the counts of gone locks into one; each step is atomic, so finalizers may come in between."""
     total = 0
-    for _ in range(len(cls.retired)):
+    for _ in _range(_len(cls.retired)):
         try:
             total += cls.retired.popleft()
         except IndexError:
@@ -972,7 +973,7 @@ def _release_rlock(cell: LockCell) -> None:
 
 def _make_cell(lock: Any, kind: str, frame: FrameType | None) -> None:
     """Give a lock a cell of the class of the creating line; frames of transparent files (``threading`` itself) are skipped."""
-    if len(_gone) >= _GONE_LIMIT:
+    if _len(_gone) >= _GONE_LIMIT:
         collect_gone()
     at = frame
     while at is not None and _skipped_at_creation(at.f_code):
@@ -997,7 +998,7 @@ def _skipped_at_creation(code: CodeType) -> bool:
 
 def _new_class(key: tuple[str, CodeType | None, int], frame: FrameType | None) -> LockClass:
     """Return the class of a line seen for the first time; two calls on one line are one class."""
-    if len(_classes) >= _class_limit:
+    if _len(_classes) >= _class_limit:
         key, frame = (key[0], None, 0), None
     line = (key[0], frame.f_code.co_filename, frame.f_lineno) if frame is not None else (key[0], "", 0)
     cls = _lines.setdefault(line, LockClass(next(_class_serials), *key))
@@ -1113,7 +1114,7 @@ def wait_statistics() -> dict[int, list[int]]:
 
 
 def _fold_ended() -> None:
-    for _ in range(len(_ended_stats)):
+    for _ in _range(_len(_ended_stats)):
         _add_rows(_totals, _ended_stats.popleft())
 
 
@@ -1134,7 +1135,7 @@ def tick() -> None:
 
 def drain_order() -> list[tuple[tuple[int, ...], int, CodeType | None, int, int, bool]]:
     """Return the chains seen for the first time since the last call: held classes, new class, code, offset, thread, blocking."""
-    return [_order_ring.popleft() for _ in range(len(_order_ring))]
+    return [_order_ring.popleft() for _ in _range(_len(_order_ring))]
 
 
 def order_dropped() -> int:
