@@ -7,7 +7,7 @@ that comes while a report is being written asks for one more afterwards, and a h
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from concagent import _real, core, state
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from concagent.reportsignal import ReportSignal
 
 
+_WRITING_SECONDS: Final = 0.002
+
+
 class SignalReports:
     """A service of the monitor's poll: the signal's pipe."""
 
-    def __init__(self, listener: ReportSignal, make_text: Callable[[], str], directory: ReportDirectory | None, stderr: bool) -> None:
+    def __init__(
+        self, listener: ReportSignal, make_text: Callable[[], str], directory: ReportDirectory | None, stderr: bool
+    ) -> None:
         """Write to ``directory`` if there is one, and to standard error if ``stderr``."""
         self._listener = listener
         self._make_text = make_text
@@ -37,6 +42,8 @@ class SignalReports:
     def handle(self) -> None:
         """Ask for a report."""
         if self._listener.drain():
+            _real.sleep(_WRITING_SECONDS)  # the handler writes in several pieces, and each would be one more request
+            self._listener.drain()
             self._wanted += 1
             if self._writing.acquire(False):
                 _real.start_new_thread(self._write_all, ())

@@ -161,7 +161,9 @@ class Runner:
         child = self.start(program, **options)
         ended = child.wait_for_end()
         outcome = child.end()
-        assert ended, f"hangs: {outcome.stdout[-500:]} {[f['title'] for f in outcome.findings]} {outcome.stderr[-2000:]}"
+        assert ended, (
+            f"hangs: {outcome.stdout[-500:]} {[f['title'] for f in outcome.findings]} {outcome.stderr[-2000:]}"
+        )
         return outcome
 
     def silent(self, program: str, **options: Any) -> Outcome:

@@ -20,7 +20,8 @@ K10 = """
 def test_k10_a_hundred_files_of_ten_thousand_unclosed_are_counted_exactly(runner: Any) -> None:
     call = "(careless if number % 100 == 0 else careful)(__file__)"
     outcome = runner.ends(
-        "import concagent\n" + textwrap.dedent(K10.format(call=call))
+        "import concagent\n"
+        + textwrap.dedent(K10.format(call=call))
         + "print(dict(concagent.install().statistics().leaked_resources))\n"
     )
 

@@ -199,9 +199,7 @@ def test_e14_a_lock_that_changes_hands_a_thousand_times_is_silent_20_times(runne
     runner.silent(E14.format(kind=kind))
 
 
-def test_e14_positive_twin_the_same_threads_with_the_locks_crossed_are_found(
-    runner: Any, assert_deadlock: Any
-) -> None:
+def test_e14_positive_twin_the_same_threads_with_the_locks_crossed_are_found(runner: Any, assert_deadlock: Any) -> None:
     found = runner.hangs(
         """
         import threading

@@ -66,9 +66,7 @@ def test_i01_the_victim_unwinds_and_the_other_one_finishes(runner: Any, shape: s
 
 
 def test_i01_twin_without_a_ring_nothing_is_raised(runner: Any) -> None:
-    outcome = runner.silent(
-        I01.format(kind="Lock", inner="pass"), recover="raise"
-    )
+    outcome = runner.silent(I01.format(kind="Lock", inner="pass"), recover="raise")
 
     assert sorted(outcome.stdout.split("]")[0]) == sorted("['second', 'first'")
 
@@ -184,7 +182,9 @@ I19 = """
 
 
 def test_i19_a_callback_that_takes_a_lock_of_the_ring_stops_nobody_else(runner: Any) -> None:
-    program = I19.format(greedy="A.acquire()", callbacks="greedy,") + """
+    program = (
+        I19.format(greedy="A.acquire()", callbacks="greedy,")
+        + """
     for pair in ((A, B), (B, A)):
         threading.Thread(target=one, args=pair, daemon=True).start()
     until(lambda: entered)
@@ -193,6 +193,7 @@ def test_i19_a_callback_that_takes_a_lock_of_the_ring_stops_nobody_else(runner: 
     assert len(concagent.snapshot().requests) >= 2
     finish()
     """
+    )
     outcome = runner.ends(program)
 
     assert outcome.stdout == "DONE\n"
@@ -200,7 +201,9 @@ def test_i19_a_callback_that_takes_a_lock_of_the_ring_stops_nobody_else(runner: 
 
 
 def test_i19_findings_that_a_stuck_callback_keeps_waiting_are_counted_as_dropped(runner: Any) -> None:
-    program = I19.format(greedy="A.acquire()", callbacks="greedy,") + """
+    program = (
+        I19.format(greedy="A.acquire()", callbacks="greedy,")
+        + """
     for pair in ((A, B), (B, A)):
         threading.Thread(target=one, args=pair, daemon=True).start()
     until(lambda: entered)
@@ -211,13 +214,16 @@ def test_i19_findings_that_a_stuck_callback_keeps_waiting_are_counted_as_dropped
     assert sum(count for _, count in agent.statistics().dropped_events) > 0, agent.statistics().dropped_events
     finish()
     """
+    )
     outcome = runner.ends(program)
 
     assert outcome.stdout == "DONE\n", outcome.stderr
 
 
 def test_i19_twin_a_callback_that_takes_a_free_lock_is_called_for_each(runner: Any) -> None:
-    program = I19.format(greedy="A.acquire(); A.release()", callbacks="greedy, good") + """
+    program = (
+        I19.format(greedy="A.acquire(); A.release()", callbacks="greedy, good")
+        + """
     release()
     try:
         A.release()
@@ -226,6 +232,7 @@ def test_i19_twin_a_callback_that_takes_a_free_lock_is_called_for_each(runner: A
     until(lambda: len(told) == 2)
     finish()
     """
+    )
     outcome = runner.ends(program)
 
     assert outcome.stdout == "DONE\n"
@@ -233,7 +240,9 @@ def test_i19_twin_a_callback_that_takes_a_free_lock_is_called_for_each(runner: A
 
 
 def test_i20_a_callback_that_raises_is_removed_and_the_others_are_told(runner: Any) -> None:
-    program = I19.format(greedy="", callbacks="broken, good") + """
+    program = (
+        I19.format(greedy="", callbacks="broken, good")
+        + """
     for pair in ((A, B), (B, A)):
         threading.Thread(target=one, args=pair, daemon=True).start()
     until(lambda: told == ["deadlock"])
@@ -243,6 +252,7 @@ def test_i20_a_callback_that_raises_is_removed_and_the_others_are_told(runner: A
     assert sum(count for _, count in concagent.install().statistics().agent_errors) == 1
     finish()
     """
+    )
     outcome = runner.ends(program, log=True)
 
     assert outcome.stdout == "DONE\n"
@@ -250,7 +260,9 @@ def test_i20_a_callback_that_raises_is_removed_and_the_others_are_told(runner: A
 
 
 def test_i20_twin_a_good_callback_is_never_removed(runner: Any) -> None:
-    program = I19.format(greedy="", callbacks="good,") + """
+    program = (
+        I19.format(greedy="", callbacks="good,")
+        + """
     for pair in ((A, B), (B, A)):
         threading.Thread(target=one, args=pair, daemon=True).start()
     until(lambda: told == ["deadlock"])
@@ -259,5 +271,6 @@ def test_i20_twin_a_good_callback_is_never_removed(runner: Any) -> None:
     assert concagent.install().statistics().agent_errors == ()
     finish()
     """
+    )
 
     assert runner.ends(program).stdout == "DONE\n"

@@ -563,14 +563,16 @@ def test_e16_a_join_closes_a_ring_with_a_lock(runner: Any, who_is_last: str, ass
     found = runner.hangs(JOIN_RING.format(first=first, second=second)).only
 
     assert_deadlock(found, 2, behind=1)
-    assert sorted(resource["kind"] for resource in found["resources"] if resource["holders"]) == ["lock", "thread", "thread"]
+    assert sorted(resource["kind"] for resource in found["resources"] if resource["holders"]) == [
+        "lock",
+        "thread",
+        "thread",
+    ]
     assert "joins" in found["title"]
 
 
 def test_e16_twin_a_join_after_the_release_is_silent(runner: Any) -> None:
-    runner.silent(
-        JOIN_RING.format(first="waiting(2); A.release(); other.join()", second="A.acquire(); A.release()")
-    )
+    runner.silent(JOIN_RING.format(first="waiting(2); A.release(); other.join()", second="A.acquire(); A.release()"))
 
 
 # ---------------------------------------------------------------- D01-D03, J10
