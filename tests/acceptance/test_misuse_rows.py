@@ -184,7 +184,7 @@ def test_j06_a_new_lock_in_place_of_a_held_one_is_reported(runner: Any) -> None:
     outcome = runner.ends(J06.format(work="self.reset()"))
 
     found = misuse(outcome, "destroy-held")
-    assert found["resources"][0]["name"] == "Service.lock"
+    assert found["resources"][0]["name"] in {"Service.lock", "self.lock"}  # Python 3.10 has no class names
     assert found["resources"][0]["holders"][0]["acquired"]["function"].endswith("restart")
 
 

@@ -727,7 +727,7 @@ def test_j10_a_public_method_that_calls_another_is_found_with_both_frames(
     functions = [frame["function"].rpartition(".")[2] for frame in member["stack"]]
     assert functions[-2:] == ["add", "size"]
     resource = next(r for r in found["resources"] if r["id"] == member["waits_for"])
-    assert resource["name"] == "Store._lock"
+    assert resource["name"] in {"Store._lock", "self._lock"}  # Python 3.10 has no class names
     assert resource["holders"][0]["acquired"]["function"].rpartition(".")[2] == "add"
 
 
