@@ -166,7 +166,7 @@ class Agent:
 
     def report(self, trigger: str = "request") -> Report:
         """Return the full live picture."""
-        picture, rings = self.monitor.report(trigger)
+        picture, rings = self.monitor.report()
         from concagent import __version__
 
         return Report(
@@ -311,7 +311,7 @@ class Agent:
         def graph() -> tuple[str, bytes]:
             from concagent.exporters.svg import snapshot_svg
 
-            picture, rings = self.monitor.report("graph")
+            picture, rings = self.monitor.report()
             return "image/svg+xml; charset=utf-8", snapshot_svg(picture, rings=rings).encode("utf-8", "backslashreplace")
 
         return {

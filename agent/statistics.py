@@ -47,7 +47,7 @@ class Statistics:
             classes=classes,
             open_resources=self._openings.open_counts(),
             leaked_resources=tuple(sorted(leaked.items())),
-            order_edges=self._monitor.order.edge_count,
+            order_edges=self._monitor.order_edges,
             agent_errors=state.errors(),
             dropped_events=state.dropped(),
             agent_cpu_seconds=self._monitor_cpu_seconds(),

@@ -433,9 +433,9 @@ def _has_more(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 def run_batch(first: int, count: int) -> int:
     """Run programs in this process; print the tally as JSON, or the first program that fails; the exit status is 0 or 1."""
     import concagent
-    from concagent import monitor
+    from concagent import judge
 
-    monitor.GRACE_NS = 0  # nothing is handed over after a thread's end here
+    judge.GRACE_NS = 0  # nothing is handed over after a thread's end here
     agent = concagent.install(log=False, long_wait=0, long_hold=0, socket=False, report_signal="off", files=False)
     tally: Counter[str] = Counter()
     for seed in range(first, first + count):

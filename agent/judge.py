@@ -1,0 +1,368 @@
+"""Judges what was seen: turns events and pictures into findings, on the monitor's thread.
+
+A ring is judged the moment it closes, because its last member wakes the monitor; waits that no walk can decide (semaphores,
+conditions, joins of threads that wait for such) are looked at once a second, and a residue counts only when the same
+actors were in the same waits (epochs) one tick earlier.
+
+What a signal handler may do to the main thread, it may do at any moment; so while the program has handlers of its own,
+a main thread that waits counts as alive.  Native threads that Python does not know may call in and signal anything; so
+while there are some, nobody is taken to be the last one.  The threads of a deadlock that was reported count as alive, too,
+when the rest is judged: whoever waits for what they would have done is a consequence, and no second defect.
+
+This module and what it imports are loaded by the monitor's thread when there is first something to judge: a program that
+ends within a second, and has no deadlock, does not pay for them.
+
+Invariants J1 all fields are written by the monitor's thread; `report`, `deadlocked` and `victim_error` only read.
+           J2 a wait is told once: the sets of (actor, epoch) below say what has been.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from concagent import _real, core, graph, recovery, snapshots, state, suppressions
+from concagent.detectors import deadlock, misuse, orphan, slow
+from concagent.errors import DeadlockError
+from concagent.lockorder import LockOrderGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from concagent.config import Config
+    from concagent.model import Finding, Snapshot
+
+CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
+GRACE_NS: Final = 400_000_000  # for a hand-over of a bare lock after its thread has ended
+
+
+class _SecondLook(NamedTuple):
+    """A ring through this actor's wait is to be judged again."""
+
+    serial: int
+    epoch: int
+
+
+class Judge:
+    """The judgements of one process."""
+
+    def __init__(
+        self,
+        config: Config,
+        publish: Callable[[Finding], None],
+        look_later: Callable[[int, Any], None],
+        agent_idents: set[int],
+    ) -> None:
+        """Keep what is needed to speak and to come back.
+
+        Args:
+            config: The options in force.
+            publish: Takes each finding.
+            look_later: Takes (monotonic ns, event); the event comes back to `judge_late` then.
+            agent_idents: OS thread ids of the agent's own threads; the monitor keeps it up to date.
+        """
+        self.config = config
+        self.order = LockOrderGraph()
+        self._publish = publish
+        self._look_later = look_later
+        self._agent_idents = agent_idents
+        self._pending: set[tuple[int, int]] = set()
+        self._last_residue: frozenset[tuple[int, int]] = frozenset()
+        self._last_suspects: frozenset[tuple[int, int]] = frozenset()
+        self._told_rings: set[tuple[int, int]] = set()
+        self._told_waits: set[tuple[int, int]] = set()
+        self._told_long: set[tuple[int, int]] = set()
+        self._told_holds: set[tuple[int, int]] = set()
+        self._told_orphans: set[tuple[int, int]] = set()
+
+    # ------------------------------------------------------------ on a victim's thread
+
+    def victim_error(self, path: Sequence[tuple[Any, int, Any, Any]]) -> DeadlockError | None:
+        """Return the error for the last member of a ring, None if the ring is not proven at this moment.
+
+        The finding is posted, so that the monitor's thread delivers it.
+        """
+        ring = tuple(step[0].serial for step in path)
+        victim = recovery.choose_victim(self.config.recover, ring, proven=self._is_closed(path))
+        if victim is None:
+            return None
+        picture = snapshots.take(only=frozenset(ring), stacks=True, stack_limit=self.config.stack_depth)
+        finding = _finished(deadlock.ring_finding(picture, ring, victim=victim))
+        state.post(finding)
+        return _error_of(finding)
+
+    def _is_closed(self, path: Sequence[tuple[Any, int, Any, Any]]) -> bool:
+        serials = frozenset(step[0].serial for step in path)
+        picture = snapshots.take(only=serials, named=False)
+        ring = tuple(step[0].serial for step in path)
+        if len({edge.actor for edge in picture.requests}) < len(ring):
+            return False
+        if deadlock.ring_is_closed(picture, ring):
+            return True
+        return self._nobody_else(serials) and deadlock.nobody_is_left(picture, ring)
+
+    def _nobody_else(self, serials: frozenset[int]) -> bool:
+        """Return whether all threads of the process are in the ring or ours, so that the small picture is the whole one."""
+        idents = {record.ident for record in core.records() if record.serial in serials} | self._agent_idents
+        return set(_real.current_frames()) <= idents and not has_signal_handlers()
+
+    # ------------------------------------------------------------ on the monitor's thread
+
+    def judge(self, event: Any) -> None:
+        """Judge an event that was posted."""
+        if isinstance(event, state.RingEvent):
+            self._judge_ring(event.records[0].serial, event.epochs[0])
+        elif isinstance(event, state.OrphanEvent):
+            self._look_later(event.time_ns + GRACE_NS, event)
+        elif isinstance(event, state.MisuseEvent):
+            if event.detail == "exit-held":
+                self._look_later(event.time_ns + (GRACE_NS if event.cell.kind == "lock" else 0), event)
+            else:
+                self._publish_misuse(event)
+        else:
+            self._publish(event)  # a finding that somebody else has made
+
+    def judge_late(self, event: Any) -> None:
+        """Judge an event whose time has come."""
+        if isinstance(event, state.MisuseEvent):
+            if event.cell.hold is not event.hold or event.cell.cls.signal:
+                return  # handed over after all
+            self._publish_misuse(event)
+        elif isinstance(event, _SecondLook):
+            self._judge_ring(event.serial, event.epoch, again=True)
+            return
+        self._look_for_orphans()
+
+    def _publish_misuse(self, event: state.MisuseEvent) -> None:
+        picture = snapshots.of_event(event)
+        self._publish(misuse.misuse_finding(picture, event.detail, event.cell.serial, event.record.serial))
+
+    def _judge_ring(self, serial: int, epoch: int, *, again: bool = False) -> None:
+        """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again.
+
+        A ring that is proven only because nobody else is alive must be so twice: a thread that is just being started
+        or a finalizer that is about to run shows in no single picture.
+        """
+        picture = snapshots.take(named=False)
+        if _epochs(picture).get(serial) != epoch:
+            self._pending.discard((serial, epoch))
+            return
+        ring = next((ring for ring in graph.find_rings(picture) if serial in ring), None)
+        if ring is None:
+            self._pending.discard((serial, epoch))
+        elif deadlock.ring_is_closed(picture, ring):
+            self._pending.discard((serial, epoch))
+            self._publish_ring(ring, picture)
+        elif deadlock.nobody_is_left(self._with_handlers(picture), ring):
+            self._pending.discard((serial, epoch))
+            if again:
+                self._publish_ring(ring, picture)
+            else:
+                self._look_later(picture.monotonic_ns + CONFIRM_NS, _SecondLook(serial, epoch))
+        else:
+            self._pending.add((serial, epoch))
+            self._suspect_ring(picture, ring)
+
+    def _suspect_ring(self, picture: Snapshot, ring: tuple[int, ...]) -> None:
+        """Report a ring of locks that somebody outside might break but for a long time has not."""
+        requests = [edge for edge in picture.requests if edge.actor in ring]
+        kinds = {resource.serial: resource.kind for resource in picture.resources}
+        young = picture.monotonic_ns - max(edge.since_ns for edge in requests) < self.config.stall_after * 1e9
+        if len(ring) > 1 and not young and all(kinds[edge.resource] in {"lock", "rlock"} for edge in requests):
+            self._publish_ring(
+                ring, picture, doubt="one of these locks may be a signal that a thread outside of the ring gives"
+            )
+
+    def _publish_ring(self, ring: tuple[int, ...], judged: Snapshot, *, doubt: str | None = None) -> None:
+        wanted = frozenset(ring) | frozenset(graph.behind(judged, ring)[:50])
+        picture = snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth)
+        if any(serial not in {edge.actor for edge in picture.requests} for serial in ring):
+            return  # somebody was freed in between
+        epochs = _epochs(picture)
+        keys = {(serial, epochs[serial]) for serial in ring}
+        if keys <= self._told_waits:
+            return
+        keys |= {(serial, epochs[serial]) for serial in graph.behind(picture, ring)}
+        self._told_waits |= keys
+        self._told_rings |= keys
+        wait = self._late_victim(ring, epochs) if doubt is None else None
+        victim = wait[0] if wait is not None else None
+        finding = _finished(deadlock.ring_finding(picture, ring, doubt=doubt, victim=victim))
+        self._publish(finding)
+        if wait is not None:
+            core.wake_victim(wait[1], _error_of(finding))
+
+    def _late_victim(self, ring: tuple[int, ...], epochs: dict[int, int]) -> tuple[int, Any] | None:
+        """Return (serial, wait) of the last one to wait among those that can be woken; None without a policy.
+
+        A ring comes here if it was not yet proven when it closed; its members are all asleep by now.
+        """
+        if recovery.choose_victim(self.config.recover, ring, proven=True) is None:
+            return None
+        waits = [
+            (record.serial, record.waiting())
+            for record in core.records()
+            if record.serial in ring and record.epoch == epochs[record.serial]
+        ]
+        asleep = [(serial, wait) for serial, wait in waits if wait is not None and wait.can_be_woken]
+        return max(asleep, key=lambda pair: pair[1].since_ns, default=None)
+
+    def tick(self, now_ns: int) -> None:
+        """Look at everybody who waits; called once a second."""
+        self._drain_order()
+        records = core.records()
+        if not any(record.waits and not record.agent for record in records):
+            self._forget_told(frozenset())
+            return
+        picture = self._with_handlers(snapshots.take())
+        self._forget_told(frozenset((edge.actor, edge.epoch) for edge in picture.requests))
+        for serial, epoch in list(self._pending):
+            self._judge_ring(serial, epoch)
+        self._look_at_residue(picture)
+        self._look_at_suspects(picture, now_ns)
+        self._look_for_slow(picture)
+        if any(actor.state == "ended" for actor in picture.actors):
+            self._look_for_orphans()
+
+    def _with_handlers(self, picture: Snapshot) -> Snapshot:
+        """Let a main thread that waits count as alive while the program has signal handlers: they run in the midst of it."""
+        main = core.record_of_ident(threading.main_thread().ident)
+        if main is None or not has_signal_handlers():
+            return picture
+        actors = tuple(
+            replace(actor, state="live") if actor.serial == main.serial else actor for actor in picture.actors
+        )
+        return replace(picture, actors=actors)
+
+    def _look_at_residue(self, picture: Snapshot) -> None:
+        residue = graph.reduce(self._without_rings(picture))
+        epochs = _epochs(picture)
+        keys = frozenset((serial, epochs[serial]) for serial in residue)
+        stable = residue and keys <= self._last_residue and not picture.foreign_threads
+        self._last_residue = keys
+        if stable:
+            self._publish_residue(residue, suspected=False)
+
+    def _without_rings(self, picture: Snapshot) -> Snapshot:
+        """Let the threads of reported deadlocks count as alive: the question is who is stuck but for them."""
+        told = {edge.actor for edge in picture.requests if (edge.actor, edge.epoch) in self._told_rings}
+        if not told:
+            return picture
+        actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
+        return replace(picture, actors=actors)
+
+    def _look_at_suspects(self, picture: Snapshot, now_ns: int) -> None:
+        """Report cycles through semaphores whose permits are all with stuck threads, after ``stall_after`` seconds."""
+        residue = graph.reduce(picture, signals=False)
+        epochs = _epochs(picture)
+        keys = frozenset((serial, epochs[serial]) for serial in residue)
+        young = any(now_ns - e.since_ns < self.config.stall_after * 1e9 for e in picture.requests if e.actor in residue)
+        stable = residue and keys <= self._last_suspects
+        self._last_suspects = keys
+        if stable and not young:
+            self._publish_residue(residue, suspected=True)
+
+    def _publish_residue(self, residue: frozenset[int], *, suspected: bool) -> None:
+        picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
+        epochs = _epochs(picture)
+        if not residue <= epochs.keys():
+            return
+        keys = {serial: (serial, epochs[serial]) for serial in residue}
+        known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
+        rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
+        for finding in deadlock.residue_findings(picture, residue, known, suspected=suspected):
+            self._publish(finding)
+        if not suspected or rings != residue:
+            self._told_waits |= set(keys.values())
+
+    def _look_for_slow(self, picture: Snapshot) -> None:
+        config = self.config
+        if config.long_wait:
+            skip = self._told_long | self._told_waits
+            found = slow.long_waits(picture, int(config.long_wait * 1e9), skip)
+            self._publish_slow(found, self._told_long)
+        if config.long_hold:
+            found = slow.long_holds(picture, int(config.long_hold * 1e9), self._told_holds)
+            self._publish_slow(found, self._told_holds)
+
+    def _publish_slow(self, found: list[tuple[tuple[int, int], Finding]], told: set[tuple[int, int]]) -> None:
+        if not found:
+            return
+        wanted = frozenset(int(a.id.rpartition("t")[2]) for _, finding in found for a in finding.actors)
+        stacks = {a.id: a.stack for a in snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth).actors}
+        for key, finding in found:
+            told.add(key)
+            actors = tuple(_with_stack(actor, stacks.get(actor.id, ())) for actor in finding.actors)
+            self._publish(finding.with_changes(actors=actors))
+
+    def _look_for_orphans(self) -> None:
+        picture = snapshots.take()
+        waiting = {edge.actor: edge for edge in picture.requests}
+        fresh = frozenset(s for s, e in waiting.items() if (s, e.epoch) not in self._told_orphans)
+        young = [s for s in fresh if picture.monotonic_ns - waiting[s].since_ns < GRACE_NS // 2]
+        findings = orphan.orphan_findings(picture, fresh - frozenset(young))
+        if not findings:
+            return
+        picture = snapshots.take(stacks=fresh, stack_limit=self.config.stack_depth)
+        for finding in orphan.orphan_findings(picture, fresh - frozenset(young)):
+            members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
+            keys = {(s, waiting[s].epoch) for s in members}
+            self._told_orphans |= keys
+            self._told_waits |= keys
+            self._publish(finding)
+
+    def _forget_told(self, waiting: frozenset[tuple[int, int]]) -> None:
+        """Drop what concerns waits that are over, so that these sets stay as small as the number of blocked threads."""
+        for told in (self._told_waits, self._told_rings, self._told_long, self._told_orphans, self._pending):
+            if len(told) > 256:
+                told &= waiting
+        if len(self._told_holds) > 4096:
+            self._told_holds.clear()
+
+    def _drain_order(self) -> None:
+        for held, inner, code, lasti, thread, blocking in core.drain_order():
+            self.order.add(held, inner, snapshots.call_site(code, lasti), thread, blocking)
+
+    # ------------------------------------------------------------ for readers, on any thread
+
+    def report(self) -> tuple[Snapshot, tuple[tuple[int, ...], ...]]:
+        """Return the full picture with every stack, and the rings that are deadlocks right now; any thread may ask."""
+        picture = snapshots.take(stacks=True, stack_limit=self.config.stack_depth)
+        judged = self._with_handlers(picture)
+        rings = tuple(ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring))
+        return picture, rings
+
+    def deadlocked(self) -> tuple[int, int]:
+        """Return (threads in deadlocks, deadlocks) as of now: proven rings, and reported waits that still last."""
+        picture = snapshots.take(named=False)
+        judged = self._with_handlers(picture)
+        rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
+        in_rings = {serial for ring in rings for serial in ring}
+        return len(in_rings), len(rings)
+
+
+def _finished(finding: Finding) -> Finding:
+    return finding.with_changes(suppress=suppressions.line_for(finding)) if not finding.suppress else finding
+
+
+def _error_of(finding: Finding) -> DeadlockError:
+    return DeadlockError(f"{finding.title} (finding {finding.id})", finding)
+
+
+def _epochs(picture: Snapshot) -> dict[int, int]:
+    return {edge.actor: edge.epoch for edge in picture.requests}
+
+
+def _with_stack(actor: Any, stack: Any) -> Any:
+    return replace(actor, stack=stack) if stack else actor
+
+
+def has_signal_handlers() -> bool:
+    """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
+    for number in signal.valid_signals():
+        handler = _real.get_signal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            return True
+    return False
