@@ -40,7 +40,7 @@ _TRY_DISTANCE = 6  # instructions between the call and the first one that the ``
 
 @functools.lru_cache(maxsize=1024)
 def discipline(code: CodeType | None, lasti: int) -> str:
-    """Return ``owned``, ``later`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
+    """Return ``owned``, ``finally``, ``later`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
     if code is None:
         return "bare"
     instructions = _instructions(code)
@@ -58,7 +58,7 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
     for start, target in _handlers(code, instructions):
         if start in near and any(target <= offset < _end_of_handler(instructions, target) for offset in releases):
-            return "owned"
+            return "finally"
     following = min((offset for offset in releases if offset > lasti), default=None)
     if following is None or any(lasti < offset < following for offset in acquires):
         return "bare"

@@ -129,11 +129,20 @@ def may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
     """Return whether somebody else than the holder may be meant to release what is waited for.
 
     Who waits for what he holds himself, and releases both times, takes as often as he releases: one more release by
-    another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that lacks.
+    another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that
+    lacks, and so it is if the last three stand in a ``try`` with the release in its ``finally``.
     """
-    if hold.discipline == "later" and request.actor == hold.holder:
-        return request.discipline == "bare"
+    if request.actor == hold.holder:
+        if hold.discipline == "later":
+            return request.discipline == "bare"
+        if hold.discipline == "finally":
+            return request.discipline in {"bare", "later"} and _same_function(request, hold)
     return hold.discipline == "bare"
+
+
+def _same_function(request: RequestEdge, hold: AssignmentEdge) -> bool:
+    there, here = request.site, hold.site
+    return there is None or here is None or (there.file, there.function) == (here.file, here.function)
 
 
 class _Reduction:

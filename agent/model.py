@@ -146,8 +146,9 @@ class AssignmentEdge:
     """A resource is held by an actor.
 
     ``depth`` counts re-entries or permits.  ``discipline`` says what is known of who will release: ``owned``, only the holder
-    (always for an RLock and a thread; for a plain Lock where the code shows it: ``with``, ``try``/``finally``); ``later``, the
-    holding function releases the same expression further down; ``bare``, nothing is known.
+    (always for an RLock and a thread; for a plain Lock entered by ``with``); ``finally``, the holding function releases it
+    in the handler of the ``try`` that follows; ``later``, it releases the same expression further down; ``bare``, nothing
+    is known.
     """
 
     resource: int

@@ -12,6 +12,14 @@ import pytest
 
 # Each main thread or thread below waits for a Lock that its holder never releases himself; somebody else does, later.
 C25 = {
+    "main blocks on its own lock inside of a try whose finally releases": """
+        L.acquire()
+        try:
+            threading.Timer(0.7, L.release).start()
+            L.acquire()
+        finally:
+            L.release()
+        """,
     "a thread blocks, a timer releases": """
         L.acquire()
         thread = threading.Thread(target=lambda: L.acquire())

@@ -69,7 +69,9 @@ class World:
         if timed or (what == "lock" and number in self.signals):
             return None
         holder, _, discipline = self.holds[number] if what == "lock" else (number, 1, "owned")
-        return holder, (habit if (holder, discipline) == (thread, "later") else discipline) == "bare"
+        if holder == thread and discipline in ("later", "finally"):  # all of a thread's code is one function
+            return holder, habit == "bare" or (habit, discipline) == ("later", "finally")
+        return holder, discipline == "bare"
 
     def rings(self, *, proven: bool = True) -> set[frozenset[int]]:
         """Return the rings, each as its threads; only proven ones, or all."""

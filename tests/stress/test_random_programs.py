@@ -103,7 +103,7 @@ class Script:
         holder, depth, discipline = self.world.holds[lock]
         if self.program.kinds[lock] == "rlock":
             return holder == thread and depth > self.blocks[thread].count(lock)
-        if discipline == "owned" or holder in self.world.ended:
+        if discipline in ("owned", "finally") or holder in self.world.ended:
             return False
         stuck = frozenset().union(*self.world.rings())
         return not any(waiter in stuck and wait[:2] == ("lock", lock) for waiter, wait in self.world.waits.items())
@@ -150,7 +150,7 @@ def make_program(seed: int) -> Program:
         operation, number = chance.choices(possible, weights)[0]
         if operation == "join" and script.joins_only(thread, number) and chance.random() < 0.9:
             continue  # its threads stay for ever, so let there be few
-        discipline = chance.choice(("later", "bare")) if operation in TEXTS else "owned"
+        discipline = chance.choice(("later", "bare")) if operation in TEXTS else {"try": "finally"}.get(operation, "owned")
         program.trace.append((thread, operation, number, discipline))
         script.perform(thread, operation, number, discipline)
     return program

@@ -126,11 +126,11 @@ def a_release_above(lock: Any) -> None:
 @pytest.mark.parametrize(
     ("take", "expected"),
     [
-        (try_finally, "owned"),
-        (try_finally_of_an_attribute, "owned"),
-        (if_acquired_try, "owned"),
-        (in_a_closure, "owned"),
-        (by_the_old_names, "owned"),
+        (try_finally, "finally"),
+        (try_finally_of_an_attribute, "finally"),
+        (if_acquired_try, "finally"),
+        (in_a_closure, "finally"),
+        (by_the_old_names, "finally"),
         (a_release_further_down, "later"),
         (no_release, "bare"),
         (a_try_that_releases_another, "bare"),

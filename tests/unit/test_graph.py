@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from concagent import graph
 from concagent.errors import InvariantError
-from concagent.model import SINGLE_HOLDER_KINDS, Snapshot
+from concagent.model import SINGLE_HOLDER_KINDS, CallSite, Snapshot
 
 # ---------------------------------------------------------------- rings, by example
 
@@ -202,10 +202,21 @@ def test_a_lock_in_signal_mode_is_released_by_nobody_if_nobody_is_left():
         ("later", "bare", True),  # acquire(); start(thread); acquire(); release()
         ("later", "later", False),
         ("later", "owned", False),
+        ("finally", "bare", True),  # acquire(); try: start(thread); acquire() finally: release()
+        ("finally", "later", True),
+        ("finally", "finally", False),
+        ("finally", "owned", False),
     ],
 )
 def test_who_waits_for_his_own_lock_may_wait_for_a_signal_unless_he_releases_twice(hold, habit, answer):
     assert graph.may_be_signal(waits(1, 10, discipline=habit), holds(1, 10, hold)) is answer
+
+
+def test_a_lock_held_under_try_and_awaited_in_another_function_is_no_signal():
+    request = waits(1, 10, site=CallSite("a.py", 9, "inner"))
+    hold = holds(1, 10, "finally", site=CallSite("a.py", 3, "outer"))
+
+    assert not graph.may_be_signal(request, hold)
 
 
 def test_a_lock_that_another_thread_releases_later_is_no_signal():
@@ -248,7 +259,7 @@ def test_a_picture_against_a_rule_is_refused(changes, rule):
 # ---------------------------------------------------------------- random pictures
 
 KINDS = ("lock", "rlock", "thread", "semaphore", "condition", "event")
-DISCIPLINES = ("owned", "later", "bare")
+DISCIPLINES = ("owned", "finally", "later", "bare")
 
 
 @st.composite
