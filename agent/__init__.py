@@ -8,13 +8,12 @@ Importing is cheap: the originals are saved, nothing is patched, and everything 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from concagent import _real as _real  # the originals must be saved before anything can be patched
 
+TYPE_CHECKING = False  # typing's constant without typing, which costs more than the rest of this import
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO
+    from typing import IO, Any
 
     from concagent.bootstrap import Agent
     from concagent.config import Config

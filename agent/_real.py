@@ -16,7 +16,6 @@ from __future__ import annotations
 import _thread
 import builtins
 import importlib._bootstrap as _importlib_bootstrap
-import io
 import os
 import signal
 import sys
@@ -24,7 +23,10 @@ import threading
 import time
 import types
 import weakref
-from typing import Any, Final
+
+TYPE_CHECKING = False  # typing's constant without typing, which costs more than the rest of `import concagent`
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 allocate_lock: Final = _thread.allocate_lock
 LockType: Final[type] = type(_thread.allocate_lock())

@@ -8,35 +8,40 @@ and the caller gets the first error and a program as it was.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import sys
-from datetime import date
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
-from concagent import _real, core, snapshots, state
+from concagent import _real, core, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
-from concagent.leakwatch import LeakWatch
-from concagent.model import AgentStats, Finding, Report
 from concagent.monitor import Monitor
 from concagent.openings import Openings
-from concagent.picture import Picture
-from concagent.statistics import Statistics
-from concagent.suppressions import parse
+from concagent.reporting import write_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from logging import Logger
 
     from concagent.exporters.control import ControlServer
     from concagent.exporters.http import Endpoint
+    from concagent.exporters.log import LogSink
+    from concagent.leakwatch import LeakWatch
+    from concagent.model import AgentStats, Finding, Report
+    from concagent.picture import Picture
     from concagent.suppressions import Suppression
 
-logger = logging.getLogger("concagent")
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
+
+
+def _logger() -> Logger:
+    """Return our logger; a program that never logs, and about which there is nothing to say, does not load ``logging``."""
+    import logging
+
+    return logging.getLogger("concagent")
 
 
 def install(**options: Any) -> Agent:
@@ -44,7 +49,7 @@ def install(**options: Any) -> Agent:
     global _agent
     if _agent is not None:
         if options:
-            logger.info("concagent is already installed; the options of the first install stay in force")
+            _logger().info("concagent is already installed; the options of the first install stay in force")
         return _agent
     config = Config.from_sources(options, os.environ)
     core.choose(config.core)
@@ -119,10 +124,10 @@ class Agent:
         """Prepare everything that touches nothing outside of the agent."""
         self.config = config
         self.openings = Openings(on_unclosed=self._wake)
-        self.monitor = Monitor(config, _read_suppressions(config.suppressions), date.today)
-        self.statistics_source = Statistics(self.monitor, self.openings)
+        self.monitor = Monitor(config, _read_suppressions(config.suppressions))
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
-        self._leaks = LeakWatch(self.openings, config, self.monitor.publish)
+        self._leaks: LeakWatch | None = None
+        self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
         self._undo: list[tuple[str, Callable[[], object]]] = []
         self._at_fork: list[Any] = []
@@ -151,23 +156,29 @@ class Agent:
         """Count a delivery that failed; log it once: for each callback, which is removed, and for the first failure of a sink."""
         state.count_error(name, error)
         if name == CALLBACK:
-            logger.error("a callback of on_finding raised and is removed", exc_info=error)
+            _logger().error("a callback of on_finding raised and is removed", exc_info=error)
         elif name not in self._failed_sinks:
             self._failed_sinks.add(name)
-            logger.error("findings do not arrive at %s: %s: %s", name, type(error).__name__, error)
+            _logger().error("findings do not arrive at %s: %s: %s", name, type(error).__name__, error)
 
     def snapshot(self) -> Picture:
         """Return who holds what and who waits for what, now, with every stack."""
+        from concagent import snapshots
+        from concagent.picture import Picture
+
         return Picture.of(snapshots.take(stacks=True, stack_limit=self.config.stack_depth))
 
     def statistics(self) -> AgentStats:
         """Return the agent's counters, frozen."""
-        return self.statistics_source.read()
+        from concagent.statistics import Statistics
+
+        return Statistics(self.monitor, self.openings).read()
 
     def report(self, trigger: str = "request") -> Report:
         """Return the full live picture."""
         picture, rings = self.monitor.report()
         from concagent import __version__
+        from concagent.model import Report
 
         return Report(
             snapshot=picture,
@@ -239,8 +250,6 @@ class Agent:
             )
 
     def _open_sinks(self) -> None:
-        from concagent.exporters.text import render_finding
-
         config, monitor = self.config, self.monitor
         if config.findings is not None:
             from concagent.exporters.findings_file import FindingsFile
@@ -249,15 +258,9 @@ class Agent:
             self._undo.append(("findings file", file.close))
             monitor.sinks.append(("findings", file.write))
         if config.stderr:
-            from concagent.reporting import write_stderr
-
-            monitor.sinks.append(("stderr", lambda finding: write_stderr(render_finding(finding) + "\n")))
+            monitor.sinks.append(("stderr", lambda finding: write_stderr(_render_finding(finding) + "\n")))
         if config.log:
-            from concagent.exporters.log import LogSink
-
-            from concagent.reporting import write_stderr
-
-            self._callbacks.add_sink("log", LogSink(render_finding, write_stderr=write_stderr))
+            self._callbacks.add_sink("log", self._log)
         for url in config.webhook:
             from concagent.exporters.alerts import Webhook
 
@@ -267,6 +270,13 @@ class Agent:
 
             self._callbacks.add_sink("alertmanager", Alertmanager(url, config.alert_timeout))
         monitor.sinks.append(("delivery", self._callbacks.put))
+
+    def _log(self, finding: Finding) -> None:
+        if self._log_sink is None:
+            from concagent.exporters.log import LogSink
+
+            self._log_sink = LogSink(_render_finding, write_stderr=write_stderr)
+        self._log_sink(finding)
 
     def _open_listeners(self) -> None:
         def count_error(error: Exception) -> None:
@@ -279,6 +289,8 @@ class Agent:
             endpoint = Endpoint(address, port, self._routes(), on_thread=core.mark_agent_thread, on_error=count_error)
             self._endpoint = endpoint
             self._add_service("endpoint", endpoint)
+            if port == 0:  # nobody could know it otherwise
+                write_stderr(f"concagent: metrics on http://{address}:{endpoint.port}/metrics\n")
         if self.config.socket and hasattr(os, "fork"):
             from concagent.exporters.control import ControlServer, report_commands, runtime_directory
 
@@ -291,7 +303,7 @@ class Agent:
                     on_error=count_error,
                 )
             except ConfigError as error:  # a read-only system must not keep the agent from its work
-                logger.info("`concagent report PID` will not work: %s", error)
+                _logger().info("`concagent report PID` will not work: %s", error)
             else:
                 self._add_service("control socket", self._control)
 
@@ -301,9 +313,8 @@ class Agent:
         self._at_fork.append(service)
 
     def _routes(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
-        from concagent.exporters.prometheus import CONTENT_TYPE, Collector
-
         from concagent import __version__
+        from concagent.exporters.prometheus import CONTENT_TYPE, Collector
 
         collector = Collector(self.statistics, __version__, on_error=lambda error: state.count_error("scrape", error))
         self._at_fork.append(collector)
@@ -312,7 +323,9 @@ class Agent:
             from concagent.exporters.svg import snapshot_svg
 
             picture, rings = self.monitor.report()
-            return "image/svg+xml; charset=utf-8", snapshot_svg(picture, rings=rings).encode("utf-8", "backslashreplace")
+            return "image/svg+xml; charset=utf-8", snapshot_svg(picture, rings=rings).encode(
+                "utf-8", "backslashreplace"
+            )
 
         return {
             "/metrics": lambda: (CONTENT_TYPE, collector.render()),
@@ -329,7 +342,7 @@ class Agent:
         from concagent.hooks import files, fork, locks, sync, threads
         from concagent.hooks.patching import PatchSet
 
-        snapshots.set_own_folders([*hooks.__path__, *exporters.__path__])
+        state.set_own_folders([*hooks.__path__, *exporters.__path__])
         self._patches = PatchSet()
         families = self.config.patch
         if "locks" in families:
@@ -344,13 +357,23 @@ class Agent:
             threads.add_patches(self._patches)
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
-            self.monitor.tick_hooks.append(self._leaks.look)
+            self.monitor.tick_hooks.append(self._look_for_leaks)
         self._patches.apply()
         self._undo.append(("patches", self._patches.restore))
         if self._adoption is not None:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
+
+    def _look_for_leaks(self, now_ns: int) -> None:
+        self._leak_watch().look(now_ns)
+
+    def _leak_watch(self) -> LeakWatch:
+        if self._leaks is None:
+            from concagent.leakwatch import LeakWatch
+
+            self._leaks = LeakWatch(self.openings, self.config, self.monitor.publish)
+        return self._leaks
 
     def _is_agent_thread(self) -> bool:
         return bool(core.current_record().agent)
@@ -367,7 +390,7 @@ class Agent:
                 raise PatchError(f"this system has no signal {self.config.report_signal}")
             listener = ReportSignal(int(number))
         except PatchError as error:
-            logger.info("no report on a signal: %s; `concagent report %d` still works", error, os.getpid())
+            _logger().info("no report on a signal: %s; `concagent report %d` still works", error, os.getpid())
             return
         directory = None
         if self.config.report_to != "stderr":
@@ -412,14 +435,18 @@ class Agent:
     def _at_exit(self) -> None:
         """Say what is left to say, then fall silent: what finalization does to locks and files is nobody's bug."""
         self.monitor.flush()
-        if self.monitor.stop():
-            self._leaks.look_at_exit()
+        if self.monitor.stop() and self._may_have_leaked():
+            self._leak_watch().look_at_exit()
         core.stop()
         self.openings.stop()
         self._callbacks.drain(2.0)
         for service in (self._control, self._endpoint):
             if service is not None:
                 service.close()
+
+    def _may_have_leaked(self) -> bool:
+        """Return whether anything is open or was collected unclosed: most programs end without, and look no further."""
+        return any(count for _, count in (*self.openings.open_counts(), *self.openings.collected_counts()))
 
     # ------------------------------------------------------------ fork
 
@@ -467,12 +494,22 @@ class Agent:
         self.monitor.wake()
 
 
+def _render_finding(finding: Finding) -> str:
+    from concagent.exporters.text import render_finding
+
+    return render_finding(finding)
+
+
 def _read_suppressions(path: str | None) -> tuple[Suppression, ...]:
     if path is None:
         return ()
+    from datetime import date
+
+    from concagent.suppressions import parse
+
     try:
         with _real.open_file(path, encoding="utf-8") as file:
-            text = cast("str", file.read())
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         message = f"option suppressions is {path!r}, which cannot be read: {error}"
         raise ConfigError(message, option="suppressions", value=repr(path), allowed="a readable file") from error

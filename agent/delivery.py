@@ -34,13 +34,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from concagent import _real
-from concagent.model import Finding
 
-Target = Callable[[Finding], object]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from concagent.model import Finding
+
+    Target = Callable[[Finding], object]
+
 
 CAPACITY: Final = 256
 CALLBACK: Final = "callback"

@@ -17,28 +17,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
-SCHEMA: Final = 1
-
-KINDS: Final = (
-    "deadlock",
-    "stall",
-    "lock-order-inversion",
-    "order-violation",
-    "context-hazard",
-    "fork-hazard",
-    "orphaned-lock",
-    "misuse",
-    "long-wait",
-    "long-hold",
-    "loop-blocked",
-    "leak",
-    "data-race",
-    "atomicity-violation",
-)
-CONFIDENCES: Final = ("proven", "suspected", "potential", "hint")
-
-# Kinds of resources whose one holder alone can end a wait for them.
-SINGLE_HOLDER_KINDS: Final = frozenset({"lock", "rlock", "thread"})
+from concagent.words import CONFIDENCES as CONFIDENCES
+from concagent.words import KINDS as KINDS
+from concagent.words import SCHEMA as SCHEMA
+from concagent.words import SINGLE_HOLDER_KINDS as SINGLE_HOLDER_KINDS
 
 
 @dataclass(frozen=True, slots=True)

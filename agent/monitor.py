@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import date
 
-    from concagent import suppressions
     from concagent.config import Config
     from concagent.judge import Judge
     from concagent.model import Finding, Snapshot
+    from concagent.suppressions import Suppression
 
 TICK_NS: Final = 1_000_000_000
 START_SECONDS: Final = 1.0  # how long install waits for the thread on a machine that is very busy
@@ -50,10 +50,16 @@ class Monitor(core.Listener):
     def __init__(
         self,
         config: Config,
-        rules: Sequence[suppressions.Suppression],
-        today: Callable[[], date],
+        rules: Sequence[Suppression],
+        today: Callable[[], date] | None = None,
     ) -> None:
-        """Take the configuration; nothing runs before ``start``."""
+        """Take the configuration; nothing runs before ``start``.
+
+        Args:
+            config: The options in force.
+            rules: The suppressions.
+            today: Tells whether a suppression has expired; None for the system's date.
+        """
         self.config = config
         self.rules = rules
         self.today = today
@@ -257,11 +263,13 @@ class Monitor(core.Listener):
 
     def publish(self, finding: Finding) -> None:
         """Dedupe, suppress, deliver; the monitor's thread only (others post the finding as an event)."""
+        from datetime import date
+
         from concagent import suppressions
 
         if not finding.suppress:
             finding = finding.with_changes(suppress=suppressions.line_for(finding))
-        verdict = suppressions.judge(self.rules, finding, self.today())
+        verdict = suppressions.judge(self.rules, finding, self.today() if self.today else date.today())
         finding = verdict.apply(finding)
         if finding.suppressed:
             self.ledger.suppress(finding)

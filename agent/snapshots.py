@@ -36,19 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from types import CodeType, FrameType
 
-_own_folders: tuple[str, ...] = (os.path.dirname(os.path.abspath(state.__file__)) + os.sep,)
-_runner = _own_folders[0] + "runner.py"
-
-
-def set_own_folders(folders: Iterable[str]) -> None:
-    """Say where concagent's packages lie; frames of code below these folders are left out of stacks."""
-    global _own_folders
-    _own_folders = tuple(sorted({os.path.abspath(folder) + os.sep for folder in folders} | set(_own_folders)))
+_runner = os.path.join(os.path.dirname(os.path.abspath(state.__file__)), "runner.py")
 
 
 def is_own_code(code: CodeType) -> bool:
     """Return whether a frame is one of ours, and so left out of stacks."""
-    return code.co_filename.startswith(_own_folders)
+    return code.co_filename.startswith(state.own_folders)
 
 
 def call_site(code: CodeType | None, lasti: int) -> CallSite | None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core
 from concagent.discipline import discipline
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import CodeType, FrameType
 
 EVENT_LIMIT: Final = 10_000
@@ -107,8 +107,7 @@ def existing_cell(target: Any) -> Any:
 # ---------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class MisuseEvent:
+class MisuseEvent(NamedTuple):
     """A wrong use of a lock, seen at the moment it happened; ``record`` is the thread that is to blame."""
 
     detail: str
@@ -119,8 +118,7 @@ class MisuseEvent:
     time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class RingEvent:
+class RingEvent(NamedTuple):
     """A ring of waits closed by ``records[0]``; the epochs say whether it still is the same ring when it is read."""
 
     records: tuple[Any, ...]
@@ -128,8 +126,7 @@ class RingEvent:
     time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class OrphanEvent:
+class OrphanEvent(NamedTuple):
     """``record`` began to wait for a lock whose holder has ended."""
 
     record: Any
@@ -142,7 +139,14 @@ _errors: dict[str, int] = {}
 _dropped: dict[str, int] = {}
 _error_texts: deque[tuple[str, str]] = deque(maxlen=20)
 untracked_locks = 0
+own_folders: tuple[str, ...] = (os.path.dirname(os.path.abspath(__file__)) + os.sep,)
 pid = os.getpid()
+
+
+def set_own_folders(folders: Iterable[str]) -> None:
+    """Say where concagent's packages lie; frames of code below these folders are left out of stacks."""
+    global own_folders
+    own_folders = tuple(sorted({os.path.abspath(folder) + os.sep for folder in folders} | set(own_folders)))
 
 
 def post(event: Any) -> bool:

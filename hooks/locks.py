@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import _thread
 import gc
-import logging
 import queue
 import sys
 import threading
@@ -151,8 +150,10 @@ def _places() -> list[tuple[object, str, bool]]:
     places: list[tuple[object, str, bool]] = [
         (sys.modules[module], name, guarded) for module, name, guarded in _PLACES if module in sys.modules
     ]
-    handlers = [reference() for reference in getattr(logging, "_handlerList", [])]
-    places += [(handler, "lock", False) for handler in (*handlers, logging.lastResort) if handler is not None]
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        handlers = [reference() for reference in getattr(logging, "_handlerList", [])]
+        places += [(handler, "lock", False) for handler in (*handlers, logging.lastResort) if handler is not None]
     if "unittest.mock" in sys.modules:
         places.append((sys.modules["unittest.mock"].NonCallableMock, "_lock", False))
     places += [(found, name, False) for found, name in _cached_properties()]
