@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from concagent.errors import ConfigError
-from concagent.model import KINDS
+from concagent.words import KINDS
 
 PREFIX: Final = "CONCAGENT_"
 FAMILIES: Final = ("locks", "sync", "threads", "files")
