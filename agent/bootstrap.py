@@ -54,7 +54,7 @@ def install(**options: Any) -> Agent:
     config = Config.from_sources(options, os.environ)
     core.choose(config.core)
     agent = Agent(config)
-    agent._start()
+    agent.start()
     _agent = agent
     for callback in _early_callbacks:
         agent.on_finding(callback)
@@ -67,7 +67,7 @@ def uninstall() -> None:
     global _agent
     agent, _agent = _agent, None
     if agent is not None:
-        agent._stop()
+        agent.stop()
 
 
 def running() -> Agent:
@@ -225,7 +225,8 @@ class Agent:
 
     # ------------------------------------------------------------ start
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Do everything, or raise with the program as it was; `install` calls this."""
         self._undo.append(("monitor", self.monitor.close))  # its pipe is open from the beginning
         try:
             self._refuse_foreign_patches()
@@ -385,12 +386,14 @@ class Agent:
         from concagent.reportsignal import ReportSignal
 
         number = getattr(signal, self.config.report_signal, None)
-        try:
-            if number is None:
-                raise PatchError(f"this system has no signal {self.config.report_signal}")
-            listener = ReportSignal(int(number))
-        except PatchError as error:
-            _logger().info("no report on a signal: %s; `concagent report %d` still works", error, os.getpid())
+        problem = f"this system has no signal {self.config.report_signal}" if number is None else ""
+        if number is not None:
+            try:
+                listener = ReportSignal(int(number))
+            except PatchError as error:
+                problem = str(error)
+        if problem:
+            _logger().info("no report on a signal: %s; `concagent report %d` still works", problem, os.getpid())
             return
         directory = None
         if self.config.report_to != "stderr":
@@ -413,7 +416,12 @@ class Agent:
 
     # ------------------------------------------------------------ stop
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Undo everything; `uninstall` calls this.
+
+        Raises:
+            PatchError: Some originals could not be restored; all others were.
+        """
         self.monitor.flush()
         failures = self._undo_all()
         self._installed = False

@@ -122,7 +122,7 @@ def _handlers(code: CodeType, instructions: list[Any]) -> list[tuple[int, int]]:
     if sys.version_info >= (3, 11):
         import dis
 
-        entries: list[Any] = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+        entries: list[Any] = dis._parse_exception_table(code)  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public one
         return [(entry.start, entry.target) for entry in entries]
     found = []
     for i, ins in enumerate(instructions):

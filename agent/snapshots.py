@@ -114,7 +114,7 @@ def take(
     now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
     frames = _real.current_frames()
     builder = _Builder(frames, stacks, stack_limit, named)
-    for record, one, two in zip(records, first, second):
+    for record, one, two in zip(records, first, second, strict=True):
         builder.add_record(record, two, _same(one, two))
     if only is None:
         builder.add_unknown_threads({record.ident for record in records})
