@@ -150,7 +150,9 @@ def make_program(seed: int) -> Program:
         operation, number = chance.choices(possible, weights)[0]
         if operation == "join" and script.joins_only(thread, number) and chance.random() < 0.9:
             continue  # its threads stay for ever, so let there be few
-        discipline = chance.choice(("later", "bare")) if operation in TEXTS else {"try": "finally"}.get(operation, "owned")
+        discipline = (
+            chance.choice(("later", "bare")) if operation in TEXTS else {"try": "finally"}.get(operation, "owned")
+        )
         program.trace.append((thread, operation, number, discipline))
         script.perform(thread, operation, number, discipline)
     return program
