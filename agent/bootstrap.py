@@ -290,8 +290,6 @@ class Agent:
             endpoint = Endpoint(address, port, self._routes(), on_thread=core.mark_agent_thread, on_error=count_error)
             self._endpoint = endpoint
             self._add_service("endpoint", endpoint)
-            if port == 0:  # nobody could know it otherwise
-                write_stderr(f"concagent: metrics on http://{address}:{endpoint.port}/metrics\n")
         if self.config.socket and hasattr(os, "fork"):
             from concagent.exporters.control import ControlServer, report_commands, runtime_directory
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from concagent.suppressions import Suppression
 
 TICK_NS: Final = 1_000_000_000
+FIRST_TICK_NS: Final = 250_000_000  # loads the judge: not before a short program has ended, long before most deadlocks
+SHORTEST_TICK_NS: Final = 50_000_000
 START_SECONDS: Final = 1.0  # how long install waits for the thread on a machine that is very busy
 _STEP_ERRORS: Final = "monitor"
 
@@ -63,6 +65,7 @@ class Monitor(core.Listener):
         self.config = config
         self.rules = rules
         self.today = today
+        self._tick_ns = _tick_ns(config)
         self.ledger = Ledger()
         self.sinks: list[tuple[str, Callable[[Finding], None]]] = []
         self.services: list[Service] = []
@@ -80,7 +83,7 @@ class Monitor(core.Listener):
         self.native_id = 0
         self._barriers: deque[Any] = deque()
         self._due: list[tuple[int, Any]] = []
-        self._next_tick = _real.monotonic_ns() + TICK_NS
+        self._next_tick = _real.monotonic_ns() + FIRST_TICK_NS
         self._judge: Judge | None = None
 
     # ------------------------------------------------------------ told by the core, on the program's threads
@@ -233,7 +236,7 @@ class Monitor(core.Listener):
             else:
                 self._due.append((at, event))
         if now_ns >= self._next_tick:
-            self._next_tick = now_ns + TICK_NS
+            self._next_tick = now_ns + self._tick_ns
             self._step(self.judge().tick, now_ns)
             for hook in self.tick_hooks:
                 self._step(hook, now_ns)
@@ -300,6 +303,12 @@ class Monitor(core.Listener):
 
 def _handle(service: Service) -> None:
     service.handle()
+
+
+def _tick_ns(config: Config) -> int:
+    """Return the time between two looks: a second, less only where a threshold is less."""
+    thresholds = [int(seconds * 1e9) for seconds in (config.long_wait, config.long_hold) if seconds > 0]
+    return max(SHORTEST_TICK_NS, min([TICK_NS, *(threshold // 2 for threshold in thresholds if threshold < TICK_NS)]))
 
 
 __all__ = ["Monitor", "Service"]

@@ -597,6 +597,8 @@ def install(options: dict[str, Any]) -> None:
     gate = _FailGate()
     atexit.register(gate.check)
     agent = bootstrap.install(**options)
+    if agent.config.metrics_port == 0:  # nobody could know it otherwise
+        _write_stderr(f"concagent: metrics on http://{agent.config.metrics_address}:{agent.metrics_port}/metrics\n")
     kinds = frozenset(agent.config.fail_on)
     if kinds:
         gate.arm(kinds, agent.findings)

@@ -62,7 +62,7 @@ OUR_FRAME = r'  File "[^"]*runner\.py", line \d+,? in start\n(    .*\n(    [ ~^]
 # A dump of all threads shows the agent's too: each frame is in one of our files, and one that just began has none.
 OUR_THREADS = (
     r"Thread 0xADDRESS(?: \[[^\]]*\])? \(most recent call first\):\n"
-    r'(?:  <no Python frame>\n|(?:  File "[^"]*concagent/[^"]*", line \d+ in .*\n)+)\n'
+    r'(?:  <no Python frame>\n|(?:  File "[^"]*(?:concagent|agent)/[^"]*", line \d+ in .*\n)+)\n'
 )
 
 PROGRAMS = (
