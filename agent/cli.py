@@ -27,4 +27,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runner.main(given[1:])
     from concagent import commands
 
-    return commands.main(given)
+    status: int = commands.main(given)
+    return status
