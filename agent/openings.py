@@ -11,6 +11,10 @@ that the interpreter does not divide (``dict.setdefault``, ``dict.pop``, ``next`
 an earlier one.  What is open is not a number that goes up and down but the set of *openings* themselves, so nothing can
 drift; each opening is asked whether it is still open when somebody wants to know.
 
+A temporary that the statement itself consumes (``open(p).read()``) is destroyed unclosed, too, and yet no leak.  Whether it
+was one is read from bytecode (`temporaries`), which is no work for a finalizer: that only counts, by the instruction at
+which the resource died, and the reader judges.  Such resources are as good as closed, and are in the figures as closed.
+
 A code object is kept as a key by identity.  By value it would be hashed over its whole bytecode at each opening, and two
 equal functions of two files would be one site.  A record keeps its code object alive, so the identity is not reused.
 
@@ -72,8 +76,8 @@ class SiteRecord:
     """The cells of one creation site.  ``passes_on`` says that the real site is the caller's, ``ours`` that it is we."""
 
     __slots__ = (
-        *("alive", "code", "collected", "kind", "lasti", "live", "opened", "ours", "passes_on", "reported", "serial"),
-        *("site", "user_code"),
+        *("alive", "code", "collected", "consumed", "dropped", "ends", "kind", "lasti", "live", "opened", "ours"),
+        *("passes_on", "reported", "serial", "site", "user_code"),
     )
 
     def __init__(self, kind: str, code: CodeType | None, lasti: int, site: CallSite, serial: int) -> None:
@@ -91,7 +95,10 @@ class SiteRecord:
         self.alive: dict[OpeningLike, None] = {}
         self.opened = itertools.count()
         self.collected = itertools.count()
-        self.reported = 0  # of `collected`; written by the reader only
+        self.dropped: dict[int, itertools.count[int]] = {}  # died in the statement of its opening, by instruction
+        self.consumed: dict[int, bool] = {}  # do they consume a temporary? written by the reader only
+        self.ends: frozenset[int] | None = None
+        self.reported = 0  # of `unclosed`; written by the reader only
 
     def call_site(self) -> CallSite:
         """Return file, line and function, made at the first call."""
@@ -100,6 +107,27 @@ class SiteRecord:
             self.site = call_site(self.code, self.lasti)
         return self.site
 
+    def unclosed(self) -> tuple[int, int]:
+        """Return how many were collected unclosed, and how many temporaries were consumed."""
+        collected, temporaries = _value(self.collected), 0
+        for at, counter in list(self.dropped.items()):
+            if self._consumes(at):
+                temporaries += _value(counter)
+            else:
+                collected += _value(counter)
+        return collected, temporaries
+
+    def _consumes(self, at: int) -> bool:
+        known = self.consumed.get(at)
+        if known is None:
+            from concagent import temporaries  # with the disassembler; most programs never need it
+
+            assert self.code is not None
+            if self.ends is None:
+                self.ends = temporaries.temporary_ends(self.code, temporaries.instruction_at(self.code, self.lasti))
+            known = self.consumed[at] = temporaries.instruction_at(self.code, at) in self.ends
+        return known
+
 
 @dataclass(frozen=True, slots=True)
 class OpeningStatistics:
@@ -107,6 +135,7 @@ class OpeningStatistics:
 
     ``old`` counts the open ones of at least the asked age, and ``old_span_ns`` is the time between the openings of the
     first and the last of those: a program that opens all at its start has many old ones and a short span.
+    ``temporaries`` is how many of the closed ones were closed by the reference count, in the statement that opened them.
     ``oldest_open_ns`` is the monotonic time of the oldest opening, None if none is open.  ``user_code`` is False for sites
     in the standard library and in installed packages.
     """
@@ -121,6 +150,7 @@ class OpeningStatistics:
     old: int = 0
     old_span_ns: int = 0
     oldest_open_ns: int | None = None
+    temporaries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +235,24 @@ class Openings:
         """Record that the resource was closed, or is gone; again is harmless."""
         opening.record.alive.pop(opening, None)
 
-    def collected_unclosed(self, opening: OpeningLike) -> None:
-        """Record that the resource was destroyed while open.  Safe in finalizers."""
+    def collected_unclosed(self, opening: OpeningLike, dropped_at: int = -1) -> None:
+        """Record that the resource was destroyed while open.  Safe in finalizers.
+
+        Args:
+            opening: The resource's token.
+            dropped_at: If its last reference went away in the very frame that opened it: at which instruction of that.
+        """
         record = opening.record
         record.alive.pop(opening, None)
         if not self.active or not record.live or _is_finalizing():
             return  # what the interpreter tears down at its end is no leak, and nobody reads it any more
-        next(record.collected)
+        if dropped_at < 0 or record.code is None:
+            next(record.collected)
+        else:
+            counter = record.dropped.get(dropped_at)
+            next(record.dropped.setdefault(dropped_at, itertools.count()) if counter is None else counter)
+            if record.consumed.get(dropped_at):
+                return
         if not self._pending:
             self._pending = True
             if self._on_unclosed is not None:
@@ -224,7 +265,7 @@ class Openings:
         self._pending = False
         events: list[UnclosedEvent] = []
         for record in self._records():
-            total = _value(record.collected)
+            total, _ = record.unclosed()
             if total > record.reported:
                 count = total - record.reported
                 record.reported = total
@@ -246,7 +287,7 @@ class Openings:
         """Return how many were collected unclosed by kind, sorted."""
         counts = dict.fromkeys(self._tables, 0)
         for record in self._records():
-            counts[record.kind] += _value(record.collected)
+            counts[record.kind] += record.unclosed()[0]
         return tuple(sorted(counts.items()))
 
     def start(self) -> None:
@@ -278,7 +319,7 @@ class Openings:
     def _figures(self, record: SiteRecord, older_than_ns: int) -> OpeningStatistics:
         # The order of the readings is that of O1: nobody can be counted as open and not yet as opened.
         since = [opening.since_ns for opening in list(record.alive) if opening.is_open()]
-        collected = _value(record.collected)
+        collected, temporaries = record.unclosed()
         opened = _value(record.opened)
         limit = self._clock() - older_than_ns
         old = [at for at in since if at <= limit]
@@ -293,6 +334,7 @@ class Openings:
             old=len(old),
             old_span_ns=max(old) - min(old) if old else 0,
             oldest_open_ns=min(since, default=None),
+            temporaries=temporaries,
         )
 
 

@@ -14,6 +14,11 @@ it runs finalizers; so at that ``flush`` the file cannot be asked any more wheth
 somebody's ``__del__``.  The stack tells: the callback of the weak reference notes the frame in which the collection runs,
 and if ``flush`` comes from that very frame and instruction, no Python code is between, so it is the finalizer.
 
+Not all that is collected unclosed is a leak: ``json.load(open(p))`` closes its file by the reference count, in the same
+statement, always.  So the mark notes the identity of the frame that opened, and at the end the frame in which the finalizer
+runs is compared; if it is the same, the table is told at which instruction, and `concagent.temporaries` knows which
+instructions consume a temporary.  The collector is told apart by the weak reference, which it has cleared by then.
+
 The ResourceWarning itself must stay as it is: same text, same ``source``, same file and line, same filters, same
 ``sys.unraisablehook`` under ``-W error``.  It is issued by the original method, called from a function that has the file
 name, line and globals of the frame in which the finalizer runs (`call_as_if_from`), or every such warning would point
@@ -47,6 +52,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import itertools
 import os
 import sys
 import weakref
@@ -72,6 +78,7 @@ except ImportError:  # pragma: no cover  interpreters without it
 
 KIND: Final = "file"
 BORDER: Final = "files"
+NEWER: Final = 64  # that many files that were opened at the same line since are looked at when one is dropped
 
 # Bound here: at the very end the interpreter empties modules, and finalizers still come.
 _getframe: Final = _real.getframe
@@ -134,9 +141,10 @@ class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the t
     Called with a source, it is ``_dealloc_warn``; without, ``flush``.
     """
 
-    __slots__ = ("fate", "hook", "record", "since_ns")
+    __slots__ = ("fate", "frame_id", "hook", "record", "since_ns")
 
     fate: Any
+    frame_id: int
     hook: Open
     record: SiteRecord
     since_ns: int
@@ -159,6 +167,7 @@ class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the t
         except ValueError:
             caller = None
         try:
+            collected = raw is None
             if source:
                 if raw is None:
                     raw = _raw_of(source[0])
@@ -168,7 +177,8 @@ class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the t
             else:
                 unclosed = True
             if unclosed and self.fate is not _COUNTED:
-                self.hook.count_unclosed(self)
+                # The collector clears weak references first: with a reference left, it was the reference count.
+                self.hook.count_unclosed(self, None if raw is None or collected else caller)
         except Exception as error:  # noqa: BLE001  a border: we are in a finalizer of the user's file
             self.hook.failed(error)
         if raw is None:
@@ -259,15 +269,20 @@ class Open:
                 frame = _getframe(1)
             except ValueError:
                 record = self._openings.record_of(KIND, None)
+                frame_id = 0
             else:
                 found = self._sites.get((id(frame.f_code), frame.f_lasti))
                 if found is None or found.passes_on or found.ours:
                     found = self._openings.record_of(KIND, frame)
+                    while frame is not None and frame.f_code is not found.code:
+                        frame = frame.f_back
                 record = found
+                frame_id = id(frame)
             mark = FileMark(raw, _gone)
             mark.record = record
             mark.since_ns = _monotonic_ns()
             mark.fate = _OPEN
+            mark.frame_id = frame_id
             mark.hook = self
             if self._marks:
                 entries = raw.__dict__
@@ -279,10 +294,28 @@ class Open:
             self.failed(error)
         return file
 
-    def count_unclosed(self, mark: FileMark) -> None:
-        """Count a file once as collected unclosed."""
+    def count_unclosed(self, mark: FileMark, dropped_by: FrameType | None) -> None:
+        """Count a file once as collected unclosed; ``dropped_by`` is the frame that gave up the last reference, if known.
+
+        In the frame that opened it, a file may have been a temporary.  Not so if that frame has opened another one at the
+        same place since, and that is still there: then the statement was left, and entered again, with the first alive.
+        """
         mark.fate = _COUNTED
-        self._openings.collected_unclosed(mark)
+        record = mark.record
+        if dropped_by is None or id(dropped_by) != mark.frame_id or dropped_by.f_code is not record.code:
+            self._openings.collected_unclosed(mark)
+            return
+        try:
+            newest = tuple(itertools.islice(reversed(record.alive), NEWER))
+        except RuntimeError:  # another finalizer came between
+            newest = ()
+        for other in newest:
+            if other is mark:
+                break
+            if other.frame_id == mark.frame_id and other.since_ns >= mark.since_ns:  # type: ignore[attr-defined]
+                self._openings.collected_unclosed(mark)
+                return
+        self._openings.collected_unclosed(mark, dropped_by.f_lasti)
 
     def failed(self, error: BaseException) -> None:
         """Hand an error of ours to the counter; whatever the counter does, the user does not see it."""

@@ -11,7 +11,8 @@ K10 = """
         with open(path) as file:
             file.read(1)
     def careless(path):
-        open(path).read(1)
+        file = open(path)
+        file.read(1)
     for number in range(10_000):
         {call}
     """
@@ -62,6 +63,71 @@ def test_k13_files_closed_in_any_way_are_silent(runner: Any, shape: str) -> None
 
 
 def test_k13_positive_twin_a_file_never_closed_is_reported(runner: Any, shape: str) -> None:
-    found = runner.ends("open(__file__).read()\n", shape=shape).only
+    found = runner.ends("file = open(__file__)\nfile.read()\nfile = None\n", shape=shape).only
 
     assert (found["kind"], found["resource_kind"], found["confidence"]) == ("leak", "file", "proven")
+
+
+def test_k13_temporaries_that_their_own_statement_consumes_are_silent(runner: Any, shape: str) -> None:
+    runner.silent(
+        """
+        import csv, glob, json, os, pathlib, tempfile, threading
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "data.json")
+            open(path, "w").write("[1]")
+            text = open(path).read()
+            data = json.load(
+                open(
+                    path,
+                    encoding="utf-8",
+                )
+            )
+            rows = list(csv.reader(open(path)))
+            lines = sum(len(open(f).readlines()) for f in glob.glob(os.path.join(folder, "*")))
+            texts = [open(f).read() for f in glob.glob(os.path.join(folder, "*"))]
+            for line in open(path):
+                break
+            pathlib.Path(path).open().read()
+            threads = [threading.Thread(target=lambda: json.load(open(path))) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        """,
+        shape=shape,
+    )
+
+
+def test_k13_positive_twin_files_that_were_kept_and_dropped_are_reported(runner: Any, shape: str) -> None:
+    outcome = runner.ends(
+        """
+        kept = []
+        def unused():
+            open(__file__)
+        def variable():
+            file = open(__file__)
+            return file.read()
+        def rebound():
+            for _ in range(2):
+                file = open(__file__)
+        def item():
+            kept.append(open(__file__))
+            kept.clear()
+        class Owner:
+            def __init__(self):
+                self.me = self
+                self.file = open(__file__)
+        def cycle():
+            import gc
+            Owner()
+            gc.collect()
+        for function in (unused, variable, rebound, item, cycle):
+            function()
+        """,
+        shape=shape,
+    )
+
+    found = {finding["resources"][0]["created"]["function"]: finding for finding in outcome.findings}
+    names = {name.rpartition(".")[2] for name in found}
+    assert {(finding["kind"], finding["confidence"]) for finding in found.values()} == {("leak", "proven")}
+    assert names == {"unused", "variable", "rebound", "item", "__init__"}
