@@ -237,7 +237,7 @@ class Judge:
         return replace(picture, actors=actors)
 
     def _look_at_residue(self, picture: Snapshot) -> None:
-        residue = graph.reduce(self._without_rings(picture))
+        residue = graph.reduce(self._but_for_others(picture))
         epochs = _epochs(picture)
         keys = frozenset((serial, epochs[serial]) for serial in residue)
         stable = residue and keys <= self._last_residue and not picture.foreign_threads
@@ -245,9 +245,17 @@ class Judge:
         if stable:
             self._publish_residue(residue, suspected=False)
 
-    def _without_rings(self, picture: Snapshot) -> Snapshot:
-        """Let the threads of reported deadlocks count as alive: the question is who is stuck but for them."""
-        told = {edge.actor for edge in picture.requests if (edge.actor, edge.epoch) in self._told_rings}
+    def _but_for_others(self, picture: Snapshot) -> Snapshot:
+        """Let the threads of reported deadlocks, and those that wait for an orphan, count as alive: they have findings of
+        their own, and the question is who is stuck but for them.
+        """
+        ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
+        orphans = {edge.resource for edge in picture.assignments if edge.holder in ended}
+        told = {
+            edge.actor
+            for edge in picture.requests
+            if edge.resource in orphans or (edge.actor, edge.epoch) in self._told_rings
+        }
         if not told:
             return picture
         actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
