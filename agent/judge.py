@@ -246,8 +246,9 @@ class Judge:
             self._publish_residue(residue, suspected=False)
 
     def _but_for_others(self, picture: Snapshot) -> Snapshot:
-        """Let the threads of reported deadlocks, and those that wait for an orphan, count as alive: they have findings of
-        their own, and the question is who is stuck but for them.
+        """Let those count as alive who have findings of their own: the question is who is stuck but for them.
+
+        They are the threads of reported deadlocks, and those that wait for an orphan.
         """
         ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
         orphans = {edge.resource for edge in picture.assignments if edge.holder in ended}
