@@ -27,8 +27,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from concagent.errors import ConfigError
 from concagent.words import KINDS
@@ -53,24 +52,27 @@ class NotAllowedError(ValueError):
     """A value that its type does not allow; ``ConfigError`` says the rest, this one is never seen outside."""
 
 
-class OptionType(Protocol):
-    """What an option's values are.  Each raises a ValueError for what is not allowed.
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    The types are plain classes, not dataclasses, which would take half a millisecond each of every program's start.
-    """
+    class OptionType(Protocol):
+        """What an option's values are.  Each raises a ValueError for what is not allowed.
 
-    @property
-    def allowed(self) -> str:
-        """Return what is allowed, in words that follow ``allowed:``."""
+        The types are plain classes, not dataclasses, which would take half a millisecond each of every program's start.
+        """
 
-    def convert(self, value: object) -> object:
-        """Return the value of a keyword in its one canonical form."""
+        @property
+        def allowed(self) -> str:
+            """Return what is allowed, in words that follow ``allowed:``."""
 
-    def parse(self, text: str) -> object:
-        """Return the value of a variable's or a flag's text."""
+        def convert(self, value: object) -> object:
+            """Return the value of a keyword in its one canonical form."""
 
-    def format(self, value: Any) -> str:
-        """Return the text that ``parse`` turns into this value."""
+        def parse(self, text: str) -> object:
+            """Return the value of a variable's or a flag's text."""
+
+        def format(self, value: Any) -> str:
+            """Return the text that ``parse`` turns into this value."""
 
 
 class Switch:
@@ -355,7 +357,6 @@ class SignalName:
         return str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Option:
     """One row of the table.
 
@@ -366,10 +367,14 @@ class Option:
         help: One sentence for ``--help`` and ``docs/options.md``.
     """
 
-    name: str
-    type: OptionType
-    default: Any
-    help: str
+    __slots__ = ("default", "help", "name", "type")
+
+    def __init__(self, name: str, type: OptionType, default: Any, help: str) -> None:  # noqa: A002  the words of the table
+        """Make a row."""
+        self.name = name
+        self.type = type
+        self.default = default
+        self.help = help
 
     @property
     def allowed(self) -> str:
@@ -490,9 +495,11 @@ def _default(name: str) -> Any:
     return _BY_NAME[name].default
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The options of one agent, validated.  Durations are seconds; the meaning of each field is in ``OPTIONS``."""
+class Config(NamedTuple):
+    """The options of one agent, validated.  Durations are seconds; the meaning of each field is in ``OPTIONS``.
+
+    A named tuple, not a dataclass: the module ``dataclasses`` is a fifth of all the time that a program's start has for us.
+    """
 
     core: Literal["auto", "c", "python"] = _default("core")
     findings: str | None = _default("findings")

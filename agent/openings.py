@@ -32,29 +32,33 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import CodeType, FrameType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from concagent import _real
-from concagent.model import CallSite
 
-OTHER: Final = CallSite("other", 0, "other")
-UNKNOWN: Final = CallSite("unknown", 0, "unknown")
+# Sites that are none: file and function are called so, the line is 0.
+OTHER: Final = "other"
+UNKNOWN: Final = "unknown"
 MAX_SITES: Final = 4096
 
 # Bound here: at the very end the interpreter empties modules, and finalizers still come.
 _is_finalizing: Final = sys.is_finalizing
 
 
-class OpeningLike(Protocol):
-    """What a record keeps of one opened resource; hashable by identity or as a weak reference."""
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+    from typing import Protocol
 
-    record: SiteRecord
-    since_ns: int
+    from concagent.model import CallSite
 
-    def is_open(self) -> bool:
-        """Return whether the resource is still open; must not raise and not keep the resource."""
+    class OpeningLike(Protocol):
+        """What a record keeps of one opened resource; hashable by identity or as a weak reference."""
+
+        record: SiteRecord
+        since_ns: int
+
+        def is_open(self) -> bool:
+            """Return whether the resource is still open; must not raise and not keep the resource."""
 
 
 class Opening:
@@ -77,17 +81,18 @@ class SiteRecord:
 
     __slots__ = (
         *("alive", "code", "collected", "consumed", "dropped", "ends", "kind", "lasti", "live", "opened", "ours"),
-        *("passes_on", "reported", "serial", "site", "user_code"),
+        *("passes_on", "place", "reported", "serial", "site", "user_code"),
     )
 
-    def __init__(self, kind: str, code: CodeType | None, lasti: int, site: CallSite, serial: int) -> None:
+    def __init__(self, kind: str, code: CodeType | None, lasti: int, place: str, serial: int) -> None:
         """Make a record on which nothing was opened yet."""
         self.kind = kind
         self.code = code
         self.lasti = lasti
-        self.site: CallSite | None = site if code is None else None
+        self.place = place
+        self.site: CallSite | None = None
         self.serial = serial
-        where = UNKNOWN.file if code is None else code.co_filename
+        where = place if code is None else code.co_filename
         self.passes_on = code is not None and is_standard_library(where)
         self.ours = where.startswith(_OURS)
         self.user_code = code is not None and not (self.passes_on or self.ours or is_site_package(where))
@@ -103,8 +108,9 @@ class SiteRecord:
     def call_site(self) -> CallSite:
         """Return file, line and function, made at the first call."""
         if self.site is None:
-            assert self.code is not None
-            self.site = call_site(self.code, self.lasti)
+            from concagent.model import CallSite  # with all value types; only a report needs them
+
+            self.site = CallSite(self.place, 0, self.place) if self.code is None else call_site(self.code, self.lasti)
         return self.site
 
     def unclosed(self) -> tuple[int, int]:
@@ -129,8 +135,7 @@ class SiteRecord:
         return known
 
 
-@dataclass(frozen=True, slots=True)
-class OpeningStatistics:
+class OpeningStatistics(NamedTuple):
     """Figures of one creation site at one moment.
 
     ``old`` counts the open ones of at least the asked age, and ``old_span_ns`` is the time between the openings of the
@@ -153,15 +158,18 @@ class OpeningStatistics:
     temporaries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class UnclosedEvent:
     """So many resources of one site were collected without being closed; ``total`` counts those of earlier events too."""
 
-    kind: str
-    site: CallSite
-    user_code: bool
-    count: int
-    total: int
+    __slots__ = ("count", "kind", "site", "total", "user_code")
+
+    def __init__(self, kind: str, site: CallSite, user_code: bool, count: int, total: int) -> None:
+        """Make an event."""
+        self.kind = kind
+        self.site = site
+        self.user_code = user_code
+        self.count = count
+        self.total = total
 
 
 class Openings:
@@ -306,9 +314,9 @@ class Openings:
             table.clear()
         self._pending = False
 
-    def _special(self, kind: str, site: CallSite) -> SiteRecord:
-        key = (0, 0) if site is OTHER else (0, 1)  # no object has the identity 0
-        return self.table(kind).setdefault(key, SiteRecord(kind, None, 0, site, next(self._serials)))
+    def _special(self, kind: str, place: str) -> SiteRecord:
+        key = (0, 0) if place is OTHER else (0, 1)  # no object has the identity 0
+        return self.table(kind).setdefault(key, SiteRecord(kind, None, 0, place, next(self._serials)))
 
     def _records(self) -> list[SiteRecord]:
         records = [record for table in list(self._tables.values()) for record in list(table.values())]
@@ -345,6 +353,8 @@ def _value(counter: itertools.count[int]) -> int:
 
 def call_site(code: CodeType, lasti: int) -> CallSite:
     """Return file, line and function of an instruction."""
+    from concagent.model import CallSite
+
     line = code.co_firstlineno
     for start, _end, number in code.co_lines():
         if start > lasti:

@@ -45,10 +45,11 @@ COMMANDS: Final = ("report-text", "report-json", "report-dot", "report-svg", "sn
 
 _MAX_COMMAND_BYTES: Final = 64
 _MAX_PATH_BYTES: Final = 107
-_COMMAND: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_HEADER: Final = re.compile(rb"(ok|error) ([0-9]{1,12})\n")
+# Strings, compiled at their first use.
+_COMMAND: Final = r"[a-z][a-z0-9-]{0,62}"
+_HEADER: Final = rb"(ok|error) ([0-9]{1,12})\n"
 _MAX_HEADER_BYTES: Final = 32
-_SOCKET_NAME: Final = re.compile(r"([0-9]{1,10})\.sock")
+_SOCKET_NAME: Final = r"([0-9]{1,10})\.sock"
 _CREDENTIALS: Final = struct.Struct("3i")
 _SEND_FLAGS: Final[int] = getattr(_socket, "MSG_NOSIGNAL", 0)
 
@@ -195,7 +196,7 @@ class ControlServer:
             ConfigError: The socket cannot be made.
         """
         for word in commands:
-            if not _COMMAND.fullmatch(word):
+            if not re.fullmatch(_COMMAND, word):
                 raise ConfigError(f"{word!r} cannot be a command of the control socket", option="socket")
         self._directory = directory
         self._commands = dict(commands)
@@ -387,7 +388,7 @@ def _remove_stale(directory: str, own: int | None = None) -> None:
     except OSError:
         return
     for name in names:
-        match = _SOCKET_NAME.fullmatch(name)
+        match = re.fullmatch(_SOCKET_NAME, name)
         if match is None:
             continue
         pid = int(match[1])
@@ -497,7 +498,7 @@ def _ask(directory: str, pid: int, command: str, timeout: float, owner: int | No
             if not chunk:
                 raise NoAnswerError(f"process {pid} hung up in the middle of its answer")
             data += chunk
-            header = header or _HEADER.match(bytes(data[:_MAX_HEADER_BYTES]))
+            header = header or re.match(_HEADER, bytes(data[:_MAX_HEADER_BYTES]))
             if header is None and len(data) >= _MAX_HEADER_BYTES:
                 raise NoAnswerError(f"what listens for process {pid} is not concagent")
         body = bytes(data[header.end() : header.end() + int(header[2])])

@@ -16,11 +16,9 @@ Cost       O(text); 1,000 threads of 20 frames in well under 100 ms.  Reads sour
 
 from __future__ import annotations
 
-import linecache
 import os
-import platform
 import stat
-import textwrap
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -197,7 +195,8 @@ def read_source_line(file: str, line: int) -> str:
     """
     if line < 1:
         return ""
-    known: Any = linecache.cache.get(file)
+    linecache: Any = sys.modules.get("linecache")  # which knows nothing unless somebody has used it
+    known: Any = linecache.cache.get(file) if linecache is not None else None
     if known is not None and len(known) == 4:
         lines = known[2]
     else:
@@ -238,6 +237,8 @@ class _Writer:
         self.line(self.paint(title, _BOLD))
 
     def prose(self, text: str, *, indent: int = 2, hanging: bool = False) -> None:
+        import textwrap  # compiles its patterns; only a report needs it
+
         for paragraph in text.splitlines() or [""]:
             self._lines.extend(
                 textwrap.wrap(
@@ -555,7 +556,7 @@ def _verdict(writer: _Writer, finding: Finding) -> None:
 
 def _footer(writer: _Writer, finding: Finding, python: str | None) -> None:
     if python is None and finding.pid == os.getpid():
-        python = platform.python_version()
+        python = sys.version.split(maxsplit=1)[0]
     times = "once" if finding.count == 1 else f"{finding.count} times"
     parts = [f"seen {times}", timestamp(finding.time), f"pid {finding.pid}"]
     if python:

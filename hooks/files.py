@@ -61,9 +61,10 @@ from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real
-from concagent.hooks.patching import AliasScan, Patch, Step, Switch
+from concagent.hooks.patching import AliasScan, Patch, Switch
 
 if TYPE_CHECKING:
+    from concagent.hooks.patching import Step
     from concagent.openings import Openings, SiteRecord
 
     OnError = Callable[[str, BaseException], object]
@@ -196,6 +197,13 @@ def _raw_of(file: Any) -> Any:
     return None
 
 
+def _frame_id_of(record: SiteRecord, frame: FrameType | None) -> int:
+    """Return the identity of the innermost frame of a record's code, from this one outwards."""
+    while frame is not None and frame.f_code is not record.code:
+        frame = frame.f_back
+    return 0 if frame is None else id(frame)
+
+
 def _gone(mark: FileMark) -> None:
     """Take the mark of a file that is being destroyed off the table; if it is still open, note who destroys it."""
     mark.record.alive.pop(mark, None)
@@ -274,10 +282,10 @@ class Open:
                 found = self._sites.get((id(frame.f_code), frame.f_lasti))
                 if found is None or found.passes_on or found.ours:
                     found = self._openings.record_of(KIND, frame)
-                    while frame is not None and frame.f_code is not found.code:
-                        frame = frame.f_back
+                    frame_id = _frame_id_of(found, frame)
+                else:
+                    frame_id = id(frame)
                 record = found
-                frame_id = id(frame)
             mark = FileMark(raw, _gone)
             mark.record = record
             mark.since_ns = _monotonic_ns()

@@ -30,7 +30,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent.errors import PatchError
 
@@ -46,16 +46,19 @@ class _Absent:
 _ABSENT: Final = _Absent()
 
 
-class Step(Protocol):
-    """Anything that a `PatchSet` can do and undo."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    label: str
+    class Step(Protocol):
+        """Anything that a `PatchSet` can do and undo."""
 
-    def apply(self) -> None:
-        """Do it, once however often called; raise and leave nothing behind if it cannot be done."""
+        label: str
 
-    def restore(self) -> None:
-        """Undo it, once however often called."""
+        def apply(self) -> None:
+            """Do it, once however often called; raise and leave nothing behind if it cannot be done."""
+
+        def restore(self) -> None:
+            """Undo it, once however often called."""
 
 
 def own_dict(owner: object) -> Mapping[str, Any]:

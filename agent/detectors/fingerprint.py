@@ -12,7 +12,6 @@ Limits     a line number is part of it: code inserted above a site makes a new f
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -31,6 +30,8 @@ def fingerprint(kind: str, resource_kind: str, detail: str | None, sites: Iterab
         detail: Sub-kind, or None.
         sites: The places that make the defect up, in any order; None for an unknown one.
     """
+    import hashlib  # loads OpenSSL; only a finding needs it
+
     places = sorted({place(site) for site in sites})
     text = "\x1f".join((kind, resource_kind, detail or "", *places))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_LENGTH]

@@ -25,7 +25,7 @@ Limits     below the thresholds a leak is not seen until it is collected.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from concagent.detectors.fingerprint import fingerprint, short_file
 from concagent.model import CallSite, Finding, FindingResource
@@ -48,52 +48,54 @@ _ADVICE: Final = {
 }
 
 
-class Unclosed(Protocol):
-    """So many resources of one site were collected unclosed (`openings.UnclosedEvent`)."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    @property
-    def kind(self) -> str:
-        """Return the kind of resource."""
+    class Unclosed(Protocol):
+        """So many resources of one site were collected unclosed (`openings.UnclosedEvent`)."""
 
-    @property
-    def site(self) -> CallSite:
-        """Return where they were opened."""
+        @property
+        def kind(self) -> str:
+            """Return the kind of resource."""
 
-    @property
-    def count(self) -> int:
-        """Return how many since the event before."""
+        @property
+        def site(self) -> CallSite:
+            """Return where they were opened."""
 
+        @property
+        def count(self) -> int:
+            """Return how many since the event before."""
 
-class Figures(Protocol):
-    """Figures of one site at one moment (`openings.OpeningStatistics`, where the fields are explained)."""
+    class Figures(Protocol):
+        """Figures of one site at one moment (`openings.OpeningStatistics`, where the fields are explained)."""
 
-    @property
-    def kind(self) -> str:
-        """Return the kind of resource."""
+        @property
+        def kind(self) -> str:
+            """Return the kind of resource."""
 
-    @property
-    def site(self) -> CallSite:
-        """Return where they were opened."""
+        @property
+        def site(self) -> CallSite:
+            """Return where they were opened."""
 
-    @property
-    def user_code(self) -> bool:
-        """Return whether the site is in the program's own code."""
+        @property
+        def user_code(self) -> bool:
+            """Return whether the site is in the program's own code."""
 
-    @property
-    def opened(self) -> int:
-        """Return how many were ever opened."""
+        @property
+        def opened(self) -> int:
+            """Return how many were ever opened."""
 
-    @property
-    def open(self) -> int:
-        """Return how many are open."""
+        @property
+        def open(self) -> int:
+            """Return how many are open."""
 
-    @property
-    def old(self) -> int:
-        """Return how many are open for longer than the age that was asked for."""
+        @property
+        def old(self) -> int:
+            """Return how many are open for longer than the age that was asked for."""
 
-    @property
-    def old_span_ns(self) -> int:
-        """Return the time between the openings of the first and the last of the old ones."""
+        @property
+        def old_span_ns(self) -> int:
+            """Return the time between the openings of the first and the last of the old ones."""
 
 
 def detect_unclosed(events: Iterable[Unclosed], *, pid: int, wall_seconds: float) -> tuple[Finding, ...]:

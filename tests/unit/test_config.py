@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import typing
 from pathlib import Path
@@ -75,7 +74,7 @@ def outcome(option: Option, text: str) -> tuple[object, ConfigError | None]:
 
 
 def test_each_option_has_a_field_of_the_same_name_in_the_same_order() -> None:
-    assert [field.name for field in dataclasses.fields(Config)] == IDS
+    assert list(Config._fields) == IDS
 
 
 def test_each_default_is_allowed_and_of_the_type_of_its_field() -> None:
@@ -100,7 +99,7 @@ def test_keywords_win_over_variables_and_variables_over_defaults() -> None:
 
 
 def test_a_config_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Config().log = False  # type: ignore[misc]
 
 

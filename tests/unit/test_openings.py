@@ -95,7 +95,7 @@ def test_kinds_are_told_apart(table: Openings) -> None:
 def test_an_opening_without_a_site_is_unknown(table: Openings) -> None:
     table.opened("file", None)
 
-    assert only(table).site == UNKNOWN
+    assert only(table).site == CallSite(UNKNOWN, 0, UNKNOWN)
     assert not only(table).user_code
 
 
@@ -107,8 +107,8 @@ def test_sites_beyond_the_cap_are_counted_as_other(clock: Clock) -> None:
 
     figures = table.statistics()
 
-    assert [f.site.function for f in figures].count(OTHER.function) == 1
-    assert figures[-1].site == OTHER
+    assert [f.site.function for f in figures].count(OTHER) == 1
+    assert figures[-1].site == CallSite(OTHER, 0, OTHER)
     assert figures[-1].opened == 7
     assert len(table.table("file")) == 4
     assert MAX_SITES > 3
