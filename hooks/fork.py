@@ -74,6 +74,8 @@ def _tell(method: str) -> None:
         getattr(listener, method)()
     except Exception as error:  # noqa: BLE001 - border: the fork must go on
         _count_error("fork", error)
+    if method == "after_fork_in_parent" and not _due:
+        _forking = None  # nobody waits for its end, and a frame keeps all that is in it alive
 
 
 def call_soon(function: Callable[[], None]) -> None:

@@ -154,3 +154,24 @@ def test_a_finding_of_a_child_is_the_childs() -> None:
         """
 
     assert run(code) == (0, "0 ()\n", "")
+
+
+def test_the_frame_that_forked_is_not_kept() -> None:
+    code = """
+        import os, threading, weakref
+        class Mark: pass
+        def fork():
+            mark = Mark()
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            marks.append(weakref.ref(mark))
+        marks = []
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        print(marks[0]() is None)
+    """
+
+    assert run(code, "-W", "ignore") == (0, "True\n", "")
