@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from concagent import _pycore, rings
+from concagent import _pycore, _real, rings
 from concagent.errors import ConfigError
 from concagent.rings import Listener as Listener
 from concagent.rings import find_ring as find_ring
@@ -19,7 +19,19 @@ CHOICES: Final = ("auto", "c", "python")
 
 def _load_c() -> tuple[Any, str]:
     """Return the C twin and "", or None and the reason why it is absent."""
-    return None, "this version ships the Python core only"
+    try:
+        from concagent import _core
+    except ImportError as error:
+        return None, f"the C core is not built ({error})"
+    return _core, ""
+
+
+def _describe_thread(ident: int) -> tuple[Any, str, bool]:
+    """Return (weak reference or None, name, daemon) of the calling thread, for its record."""
+    thread = _real.find_thread(ident)
+    if thread is None:
+        return None, f"thread-{_real.get_native_id()}", True
+    return _real.weak_reference(thread), thread.name, thread.daemon
 
 
 def choose(wanted: str) -> tuple[Any, str]:
@@ -43,13 +55,15 @@ def choose(wanted: str) -> tuple[Any, str]:
 
 
 implementation, reason = choose(os.environ.get("CONCAGENT_CORE") or "auto")
-NAME: Final[str] = implementation.NAME
+NAME: Final[str] = "python" if implementation is _pycore else "c"
+if NAME == "c":
+    implementation.configure(_describe_thread, rings.walk, _real.allocate_lock, _real.RLockType)
 
 Lock = implementation.Lock
 RLock = implementation.RLock
 allocate_lock = implementation.allocate_lock
-INSTANTIABLE = implementation.INSTANTIABLE
-WAIT_BUCKETS_NS = implementation.WAIT_BUCKETS_NS
+INSTANTIABLE: Final = _pycore.INSTANTIABLE
+WAIT_BUCKETS_NS: Final = _pycore.WAIT_BUCKETS_NS
 
 current_record = implementation.current_record
 record_of_ident = implementation.record_of_ident

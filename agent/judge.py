@@ -211,6 +211,7 @@ class Judge:
 
     def tick(self, now_ns: int) -> None:
         """Look at everybody who waits; called once a second."""
+        core.tick()
         self._drain_order()
         records = core.records()
         if not any(record.waits and not record.agent for record in records):

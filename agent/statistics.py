@@ -56,10 +56,12 @@ class Statistics:
 
     def _classes(self) -> tuple[ClassStatistics, ...]:
         waits = core.wait_statistics()
+        holds = core.hold_statistics()
         rows = []
         for cls in core.classes():
             acquired = core.acquisitions(cls)
             row = waits.get(cls.serial)
+            held = holds.get(cls.serial)
             if not acquired and row is None:
                 continue
             site = snapshots.call_site(cls.code, cls.lasti)
@@ -73,6 +75,9 @@ class Statistics:
                     contentions=row[0] if row is not None else 0,
                     wait_seconds=row[1] / 1e9 if row is not None else 0.0,
                     wait_buckets=counts,
+                    hold_seconds=held[1] / 1e9 if held is not None else 0.0,
+                    hold_samples=held[0] if held is not None else 0,
+                    hold_buckets=tuple(held[2:]) if held is not None else (0,) * (len(core.WAIT_BUCKETS_NS) + 1),
                 )
             )
         return tuple(rows)

@@ -23,7 +23,7 @@ def _load(name: str) -> Any:
         pytest.skip("the C core is not built")
     twin, _reason = core.choose(name)
     if name == "c" and core.NAME != "c" and not getattr(twin, "_configured_by_tests", False):
-        twin._configure(core._describe_thread, rings.walk, _real.allocate_lock, _real.RLockType)
+        twin.configure(core._describe_thread, rings.walk, _real.allocate_lock, _real.RLockType)
         twin._configured_by_tests = True
     return twin
 

@@ -1,0 +1,599 @@
+/* The module: what Python code may ask of the core.  See _core.h for the structs, _core.pyi for the signatures. */
+#include "_core.h"
+
+Core core;
+PyTypeObject *LockType, *RLockType, *CellType, *ClassType, *RecordType, *WaitType, *ThreadEndType;
+static PyTypeObject *LockMetaType;
+
+/* -- control -- */
+
+static PyObject *
+core_configure(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *describe, *walker, *allocate, *rlock;
+    if (!PyArg_ParseTuple(args, "OOOO", &describe, &walker, &allocate, &rlock)) {
+        return NULL;
+    }
+    Py_XSETREF(core.describe, Py_NewRef(describe));
+    Py_XSETREF(core.walker, Py_NewRef(walker));
+    Py_XSETREF(core.real_allocate, Py_NewRef(allocate));
+    Py_XSETREF(core.real_rlock, Py_NewRef(rlock));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"listener", "class_limit", NULL};
+    PyObject *listener;
+    Py_ssize_t limit = 8191;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$n:start", names, &listener, &limit)) {
+        return NULL;
+    }
+    Py_XSETREF(core.listener, Py_NewRef(listener));
+    core.class_limit = limit;
+    core.tick_ns = now_ns();
+    core.recording = 1;
+    Record_forget_caches();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    core.recording = 0;
+    Py_CLEAR(core.listener);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_is_recording(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(core.recording);
+}
+
+static PyObject *
+core_tick(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    core.tick_ns = now_ns();
+    Py_RETURN_NONE;
+}
+
+/* The other twin learns late that a lock is gone; here a lock tells it itself. */
+static PyObject *
+core_collect_gone(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_next_serial(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromUnsignedLongLong(++core.serial);
+}
+
+/* -- making locks -- */
+
+static PyObject *
+core_allocate_lock(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return Lock_make(LockType, KIND_LOCK);
+}
+
+static PyObject *
+lockmeta_instancecheck(PyObject *cls, PyObject *instance)
+{
+    /* Originals made before us are locks, too. */
+    PyTypeObject *type = Py_TYPE(instance);
+    if (PyType_IsSubtype(type, (PyTypeObject *)cls)) {
+        Py_RETURN_TRUE;
+    }
+    return PyBool_FromLong(core.real_allocate != NULL && strcmp(type->tp_name, "_thread.lock") == 0);
+}
+
+/* -- records -- */
+
+static PyObject *
+core_current_record(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return Py_XNewRef((PyObject *)current_record());
+}
+
+static PyObject *
+core_record_of_ident(PyObject *Py_UNUSED(module), PyObject *ident)
+{
+    PyObject *record = PyDict_GetItemWithError(core.by_ident, ident);
+    if (record == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
+    return Py_NewRef(record != NULL ? record : Py_None);
+}
+
+static PyObject *
+core_records(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyDict_Values(core.records);
+}
+
+static PyObject *
+core_forget_record(PyObject *Py_UNUSED(module), PyObject *record)
+{
+    if (Py_TYPE(record) == RecordType && ((Record *)record)->ended && ((Record *)record)->held_count == 0) {
+        PyObject *key = PyLong_FromUnsignedLongLong(((Record *)record)->serial);
+        if (key == NULL || PyDict_DelItem(core.records, key) < 0) {
+            PyErr_Clear();
+        }
+        Py_XDECREF(key);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_mark_agent_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    Record *record = current_record();
+    if (record == NULL) {
+        return NULL;
+    }
+    record->agent = 1;
+    Py_RETURN_NONE;
+}
+
+/* -- waits -- */
+
+static PyObject *
+core_begin_wait(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *resource, *frame;
+    int timed;
+    if (!PyArg_ParseTuple(args, "OpO:begin_wait", &resource, &timed, &frame)) {
+        return NULL;
+    }
+    Record *record = current_record();
+    if (record == NULL) {
+        return NULL;
+    }
+    PyCodeObject *code = NULL;
+    int lasti = 0;
+    if (PyFrame_Check(frame)) {
+        code = PyFrame_GetCode((PyFrameObject *)frame);
+#if PY_VERSION_HEX >= 0x030B0000
+        lasti = PyFrame_GetLasti((PyFrameObject *)frame);
+#else
+        lasti = Frame_lasti((PyFrameObject *)frame);
+#endif
+    }
+    Wait *wait = Wait_new(resource, timed, code, lasti);
+    Py_XDECREF(code);
+    if (wait != NULL && PyList_Append(record->waits, (PyObject *)wait) < 0) {
+        Py_CLEAR(wait);
+    }
+    record->epoch++;
+    return (PyObject *)wait;
+}
+
+static PyObject *
+core_wait_mark(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    Record *record = current_record();
+    return record == NULL ? NULL : PyLong_FromSsize_t(PyList_GET_SIZE(record->waits));
+}
+
+static PyObject *
+core_end_waits(PyObject *Py_UNUSED(module), PyObject *mark)
+{
+    Py_ssize_t from = PyLong_AsSsize_t(mark);
+    Record *record = tls_record;
+    if (from < 0) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no mark of wait_mark(): %zd", from);
+    }
+    if (record != NULL) { /* else the thread is at its end */
+        Record_end_waits(record, from);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_check_wait(PyObject *Py_UNUSED(module), PyObject *wait)
+{
+    Record *record = current_record();
+    if (record == NULL) {
+        return NULL;
+    }
+    if (Py_TYPE(wait) == WaitType && !((Wait *)wait)->timed && !record->agent && core.recording &&
+        Wait_walk(record) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_wake_victim(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *wait, *error;
+    if (!PyArg_ParseTuple(args, "O!O:wake_victim", WaitType, &wait, &error)) {
+        return NULL;
+    }
+    if (!PyExceptionInstance_Check(error)) {
+        PyErr_SetString(PyExc_TypeError, "wake_victim() takes an exception");
+        return NULL;
+    }
+    return PyBool_FromLong(Wait_wake_victim((Wait *)wait, error));
+}
+
+/* -- names, sites, classes -- */
+
+static PyObject *
+core_add_transparent_file(PyObject *Py_UNUSED(module), PyObject *name)
+{
+    if (PySet_Add(core.transparent, name) < 0) {
+        return NULL;
+    }
+    for (int i = 0; i < TRANSPARENT_SLOTS; i++) {
+        Py_CLEAR(core.transparent_cache[i].code);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+core_is_transparent(PyObject *Py_UNUSED(module), PyObject *code)
+{
+    if (!PyCode_Check(code)) {
+        Py_RETURN_FALSE;
+    }
+    return PyBool_FromLong(Code_is_transparent((PyCodeObject *)code));
+}
+
+static Lock *
+as_lock(PyObject *object)
+{
+    return PyObject_TypeCheck(object, LockType) || PyObject_TypeCheck(object, RLockType) ? (Lock *)object : NULL;
+}
+
+static PyObject *
+core_cell_of(PyObject *Py_UNUSED(module), PyObject *object)
+{
+    Lock *lock = as_lock(object);
+    return lock == NULL ? Py_NewRef(Py_None) : Py_XNewRef((PyObject *)Lock_cell(lock));
+}
+
+static PyObject *
+core_name_lock(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *object, *name;
+    if (!PyArg_ParseTuple(args, "OU:name_lock", &object, &name)) {
+        return NULL;
+    }
+    Lock *lock = as_lock(object);
+    if (lock == NULL) {
+        Py_RETURN_FALSE;
+    }
+    LockCell *cell = Lock_cell(lock);
+    if (cell == NULL || PyObject_SetAttrString((PyObject *)cell, "name", name) < 0) {
+        return NULL;
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+core_classes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyDict_Values(core.lines);
+}
+
+static PyObject *
+core_acquisitions(PyObject *Py_UNUSED(module), PyObject *cls)
+{
+    if (Py_TYPE(cls) != ClassType) {
+        PyErr_SetString(PyExc_TypeError, "acquisitions() takes a LockClass");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(((LockClass *)cls)->acquisitions);
+}
+
+/* {class serial: [count, ns, bucket, ...]} of waits or holds. */
+static PyObject *
+statistics(int of_holds)
+{
+    PyObject *result = PyDict_New();
+    PyObject *classes = result == NULL ? NULL : PyDict_Values(core.lines);
+    for (Py_ssize_t i = 0; classes != NULL && i < PyList_GET_SIZE(classes); i++) {
+        LockClass *cls = (LockClass *)PyList_GET_ITEM(classes, i);
+        uint64_t count = of_holds ? cls->hold_samples : cls->contentions;
+        uint64_t *buckets = of_holds ? cls->hold_buckets : cls->wait_buckets;
+        if (count == 0) {
+            continue;
+        }
+        PyObject *row = PyList_New(0);
+        PyObject *key = PyLong_FromUnsignedLongLong(cls->serial);
+        for (int j = -2; row != NULL && j < BUCKETS; j++) {
+            uint64_t value = j == -2 ? count : j == -1 ? (of_holds ? cls->hold_ns : cls->wait_ns) : buckets[j];
+            PyObject *number = PyLong_FromUnsignedLongLong(value);
+            if (number == NULL || PyList_Append(row, number) < 0) {
+                Py_CLEAR(row);
+            }
+            Py_XDECREF(number);
+        }
+        int failed = row == NULL || key == NULL || PyDict_SetItem(result, key, row) < 0;
+        Py_XDECREF(row);
+        Py_XDECREF(key);
+        if (failed) {
+            Py_CLEAR(classes);
+        }
+    }
+    if (classes == NULL) {
+        Py_CLEAR(result);
+    }
+    Py_XDECREF(classes);
+    return result;
+}
+
+static PyObject *
+core_wait_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return statistics(0);
+}
+
+static PyObject *
+core_hold_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return statistics(1);
+}
+
+static PyObject *
+core_drain_order(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    PyObject *fresh = PyList_New(0);
+    if (fresh == NULL) {
+        return NULL;
+    }
+    PyObject *full = core.order_ring;
+    core.order_ring = fresh;
+    return full;
+}
+
+static PyObject *
+core_order_dropped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromUnsignedLongLong(core.order_dropped);
+}
+
+/* Keep the calling thread's record; every other thread has ended without releasing anything. */
+static PyObject *
+core_after_fork_in_child(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    Record *me = current_record();
+    PyObject *all = me == NULL ? NULL : PyDict_Values(core.records);
+    PyObject *ident = all == NULL ? NULL : PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    if (ident == NULL) {
+        Py_XDECREF(all);
+        return NULL;
+    }
+    me->pid = (long)getpid();
+    me->ident = PyThread_get_thread_ident();
+    me->native_id = PyThread_get_thread_native_id();
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all); i++) {
+        Record *record = (Record *)PyList_GET_ITEM(all, i);
+        if (record != me) {
+            Record_end(record); /* nothing is told: its process is another */
+        }
+    }
+    Py_DECREF(all);
+    PyDict_Clear(core.by_ident);
+    int failed = PyDict_SetItem(core.by_ident, ident, (PyObject *)me) < 0;
+    Py_DECREF(ident);
+    if (failed) {
+        return NULL;
+    }
+    PyObject *old = core_drain_order(NULL, NULL);
+    PyObject *refreshed = old == NULL ? NULL : PyObject_CallMethod((PyObject *)me, "refresh", NULL);
+    Py_XDECREF(old);
+    return refreshed;
+}
+
+static PyObject *
+core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    /* Chains are exact and never freed; forgetting them means no longer finding them: the caches are all that is needed
+     * to make every order new again, together with cutting the children off their roots. */
+    PyObject *classes = PyDict_Values(core.lines);
+    for (Py_ssize_t i = 0; classes != NULL && i < PyList_GET_SIZE(classes); i++) {
+        LockClass *cls = (LockClass *)PyList_GET_ITEM(classes, i);
+        cls->root.children = NULL;
+        cls->contentions = cls->wait_ns = cls->hold_ns = cls->hold_samples = 0;
+        memset(cls->wait_buckets, 0, sizeof cls->wait_buckets);
+        memset(cls->hold_buckets, 0, sizeof cls->hold_buckets);
+    }
+    if (classes == NULL) {
+        return NULL;
+    }
+    Py_DECREF(classes);
+    Record_forget_caches();
+    core.order_dropped = 0;
+    return core_drain_order(NULL, NULL);
+}
+
+static PyMethodDef core_methods[] = {
+    {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
+    {"start", (PyCFunction)(void (*)(void))core_start, METH_VARARGS | METH_KEYWORDS, "Begin to record."},
+    {"stop", core_stop, METH_NOARGS, "Stop recording; locks that exist go on as plain locks."},
+    {"is_recording", core_is_recording, METH_NOARGS, "Return whether acquisitions are recorded."},
+    {"tick", core_tick, METH_NOARGS, "Set the coarse clock from which untimed holds take their beginning."},
+    {"collect_gone", core_collect_gone, METH_NOARGS, "Do nothing: a lock that goes says so itself."},
+    {"next_serial", core_next_serial, METH_NOARGS, "Return a serial for a resource; never reused."},
+    {"current_record", core_current_record, METH_NOARGS, "Return the calling thread's record, made on first use."},
+    {"record_of_ident", core_record_of_ident, METH_O, "Return the live record of an OS thread id, or None."},
+    {"records", core_records, METH_NOARGS, "Return the records of live threads and of ended ones that hold something."},
+    {"forget_record", core_forget_record, METH_O, "Drop an ended record from the table."},
+    {"mark_agent_thread", core_mark_agent_thread, METH_NOARGS, "Make the calling thread one of the agent's."},
+    {"begin_wait", core_begin_wait, METH_VARARGS, "Publish a wait for something that is not a lock of ours."},
+    {"wait_mark", core_wait_mark, METH_NOARGS, "Return how many waits the calling thread is in."},
+    {"end_waits", core_end_waits, METH_O, "End the waits published since the mark."},
+    {"check_wait", core_check_wait, METH_O, "Walk from a published wait; raises what the listener answers to a ring."},
+    {"wake_victim", core_wake_victim, METH_VARARGS, "Make a blocked acquire raise; False if it cannot be woken."},
+    {"add_transparent_file", core_add_transparent_file, METH_O, "Let code of this file count as its caller."},
+    {"is_transparent", core_is_transparent, METH_O, "Return whether frames of this code count as their caller's."},
+    {"cell_of", core_cell_of, METH_O, "Return the cell of a lock of ours, None for anything else."},
+    {"name_lock", core_name_lock, METH_VARARGS, "Give a lock a name; False if it is not one of ours."},
+    {"classes", core_classes, METH_NOARGS, "Return all lock classes."},
+    {"acquisitions", core_acquisitions, METH_O, "Return how often locks of a class were acquired."},
+    {"wait_statistics", core_wait_statistics, METH_NOARGS, "Return per class: contentions, ns, counts per bucket."},
+    {"hold_statistics", core_hold_statistics, METH_NOARGS, "Return per class: sampled holds, ns, counts per bucket."},
+    {"drain_order", core_drain_order, METH_NOARGS, "Return the chains seen for the first time since the last call."},
+    {"order_dropped", core_order_dropped, METH_NOARGS, "Return how many new chains were dropped."},
+    {"after_fork_in_child", core_after_fork_in_child, METH_NOARGS, "Keep the calling thread's record only."},
+    {"reset_for_tests", core_reset_for_tests, METH_NOARGS, "Forget chains and statistics."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef allocate_method = {"allocate_lock", core_allocate_lock, METH_NOARGS,
+                                      "allocate_lock() -> lock object\n\nCreate a new lock object.  See "
+                                      "help(type(threading.Lock())) for information about locks."};
+static PyMethodDef instancecheck_method = {"__instancecheck__", lockmeta_instancecheck, METH_O, NULL};
+
+static PyType_Slot LockMeta_slots[] = {
+    {Py_tp_base, NULL}, /* filled in: &PyType_Type is no constant everywhere */
+    {Py_tp_methods, NULL},
+    {0, NULL},
+};
+
+/* The original of this name in `_thread`, NULL if somebody replaced it; a new reference. */
+static PyObject *
+original(PyObject *thread, const char *name, const char *type_name)
+{
+    PyObject *found = PyObject_GetAttrString(thread, name);
+    if (found == NULL || !PyType_Check(found) || strcmp(((PyTypeObject *)found)->tp_name, type_name) != 0) {
+        PyErr_Clear();
+        Py_CLEAR(found);
+    }
+    return found;
+}
+
+static int
+make_tables(void)
+{
+    core.class_limit = 8191;
+    core.sample_left = 1024;
+    core.records = PyDict_New();
+    core.by_ident = PyDict_New();
+    core.classes = PyDict_New();
+    core.lines = PyDict_New();
+    core.order_ring = PyList_New(0);
+    core.transparent = PySet_New(NULL);
+    return core.records && core.by_ident && core.classes && core.lines && core.order_ring && core.transparent ? 0 : -1;
+}
+
+static PyTypeObject *
+make_type(PyObject *module, PyType_Spec *spec)
+{
+    return (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+}
+
+static int
+make_types(PyObject *module)
+{
+    static PyMethodDef meta_methods[2];
+    static PyType_Spec meta_spec = {
+        .name = "concagent._core._LockMeta",
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+        .slots = LockMeta_slots,
+    };
+    meta_methods[0] = instancecheck_method;
+    LockMeta_slots[0].pfunc = &PyType_Type;
+    LockMeta_slots[1].pfunc = meta_methods;
+    LockMetaType = (PyTypeObject *)PyType_FromSpec(&meta_spec);
+    LockType = make_type(module, &Lock_spec);
+    RLockType = make_type(module, &RLock_spec);
+    CellType = make_type(module, &LockCell_spec);
+    ClassType = make_type(module, &LockClass_spec);
+    RecordType = make_type(module, &Record_spec);
+    WaitType = make_type(module, &Wait_spec);
+    ThreadEndType = make_type(module, &ThreadEnd_spec);
+    if (!LockMetaType || !LockType || !RLockType || !CellType || !ClassType || !RecordType || !WaitType ||
+        !ThreadEndType) {
+        return -1;
+    }
+    /* PyType_FromMetaclass is 3.12; the metatype adds one method and no field, so the exchange is safe. */
+    Py_INCREF(LockMetaType);
+    Py_SET_TYPE(LockType, LockMetaType);
+#if PY_VERSION_HEX >= 0x030D0000
+    LockType->tp_vectorcall = Lock_vectorcall; /* the slot is 3.14 */
+#endif
+    RLockType->tp_vectorcall = RLock_vectorcall;
+    return 0;
+}
+
+/* Everything that lives as long as the process. */
+static int
+make_core(PyObject *module)
+{
+    PyObject *thread = PyImport_ImportModule("_thread");
+    PyObject *name = thread == NULL ? NULL : PyUnicode_FromString("_thread");
+    if (name == NULL) {
+        Py_XDECREF(thread);
+        return -1;
+    }
+    core.real_lock = original(thread, "LockType", "_thread.lock");
+    core.real_rlock = original(thread, "RLock", "_thread.RLock");
+    Lock_adopt_originals(core.real_lock, core.real_rlock);
+    core.allocate = PyCFunction_NewEx(&allocate_method, thread, name);
+    Py_DECREF(name);
+    Py_DECREF(thread);
+    if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0) {
+        return -1;
+    }
+    core.interpreter = PyInterpreterState_Get();
+    return 0;
+}
+
+/* A second import in the same interpreter gets the same core: there is one of it, like the threads. */
+static int
+core_exec(PyObject *module)
+{
+    static char was_tried;
+    if (core.interpreter == NULL && !was_tried) {
+        was_tried = 1;
+        if (make_core(module) < 0) {
+            return -1;
+        }
+    }
+    if (core.interpreter == NULL || core.interpreter != PyInterpreterState_Get()) {
+        PyErr_SetString(PyExc_ImportError, "concagent._core serves one interpreter in a process");
+        return -1;
+    }
+    if (PyModule_AddStringConstant(module, "NAME", "c") < 0 ||
+        PyModule_AddObjectRef(module, "allocate_lock", core.allocate) < 0 ||
+        PyModule_AddObjectRef(module, "Lock", (PyObject *)LockType) < 0 ||
+        PyModule_AddObjectRef(module, "RLock", (PyObject *)RLockType) < 0 ||
+        PyModule_AddObjectRef(module, "LockCell", (PyObject *)CellType) < 0 ||
+        PyModule_AddObjectRef(module, "LockClass", (PyObject *)ClassType) < 0 ||
+        PyModule_AddObjectRef(module, "ThreadRecord", (PyObject *)RecordType) < 0 ||
+        PyModule_AddObjectRef(module, "Wait", (PyObject *)WaitType) < 0) {
+        return -1;
+    }
+    return 0;
+}
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_USED},
+#endif
+    {0, NULL},
+};
+static PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "concagent._core",
+    .m_doc = "Locks that record who holds them; the C twin of concagent._pycore.",
+    .m_methods = core_methods,
+    .m_slots = core_slots,
+};
+
+PyMODINIT_FUNC
+PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_module);
+}

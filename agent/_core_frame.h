@@ -1,0 +1,160 @@
+/* Where the caller is, read without making a frame object.
+ *
+ * CPython has no public call for "code object and instruction offset of the running Python function" that is cheap
+ * enough for a lock (PyThreadState_GetFrame allocates).  So this header, and nothing else in the project, knows how
+ * each version keeps its frames; an unknown version does not compile, and the Python core is used there.
+ *
+ *   3.10        tstate->frame, a PyFrameObject
+ *   3.11, 3.12  tstate->cframe->current_frame, an _PyInterpreterFrame
+ *   3.13        tstate->current_frame; the code is f_executable
+ *   3.14, 3.15  the same, f_executable is a tagged reference
+ *
+ * Frames that the interpreter makes for itself (entry shims) have no Python code and are skipped.
+ */
+#ifndef CONCAGENT_CORE_FRAME_H
+#define CONCAGENT_CORE_FRAME_H
+
+#ifdef PYPY_VERSION
+#  error "the C core knows CPython only; the Python core is used elsewhere"
+#endif
+#ifdef Py_GIL_DISABLED
+#  error "the C core relies on the GIL; free-threaded builds use the Python core"
+#endif
+#if PY_VERSION_HEX < 0x030A0000 || PY_VERSION_HEX >= 0x03100000
+#  error "the C core knows the frames of CPython 3.10 to 3.15; other versions use the Python core"
+#endif
+
+#if PY_VERSION_HEX < 0x030B0000
+#  include <frameobject.h>
+#else
+/* These headers are CPython's own and not written for -Wextra. */
+#  if defined(__GNUC__)
+#    pragma GCC diagnostic push
+#    pragma GCC diagnostic ignored "-Wextra"
+#    pragma GCC diagnostic ignored "-Wunused-parameter"
+#    pragma GCC diagnostic ignored "-Wsign-compare"
+#    pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#    pragma GCC diagnostic ignored "-Wcast-function-type"
+#  endif
+#  define Py_BUILD_CORE 1
+#  if PY_VERSION_HEX >= 0x030E0000
+#    include "internal/pycore_interpframe.h"
+#    include "internal/pycore_interpframe_structs.h"
+#  else
+#    include "internal/pycore_frame.h"
+#  endif
+#  undef Py_BUILD_CORE
+#  if defined(__GNUC__)
+#    pragma GCC diagnostic pop
+#  endif
+#endif
+
+/* The calling thread's state.  Not kept in the record: a native thread that calls into Python now and again has a new
+ * state each time, and the old one is freed memory. */
+static inline PyThreadState *
+Thread_state(void)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyThreadState_GetUnchecked();
+#else
+    return _PyThreadState_UncheckedGet();
+#endif
+}
+
+typedef struct {
+    PyCodeObject *code; /* borrowed: the frame keeps it; NULL where no Python function runs */
+    int lasti;          /* byte offset, as frame.f_lasti */
+} Site;
+
+#if PY_VERSION_HEX < 0x030B0000
+
+typedef PyFrameObject *FramePtr;
+
+static inline FramePtr
+Frame_current(PyThreadState *tstate)
+{
+    return tstate->frame;
+}
+
+static inline FramePtr
+Frame_back(FramePtr frame)
+{
+    return frame->f_back;
+}
+
+static inline PyCodeObject *
+Frame_code(FramePtr frame)
+{
+    return frame->f_code;
+}
+
+static inline int
+Frame_lasti(FramePtr frame)
+{
+    return frame->f_lasti < 0 ? -1 : frame->f_lasti * (int)sizeof(_Py_CODEUNIT);
+}
+
+#else
+
+typedef struct _PyInterpreterFrame *FramePtr;
+
+static inline PyCodeObject *
+Frame_code(FramePtr frame)
+{
+#  if PY_VERSION_HEX >= 0x030E0000
+    PyObject *code = PyStackRef_AsPyObjectBorrow(frame->f_executable);
+    return PyCode_Check(code) ? (PyCodeObject *)code : NULL;
+#  elif PY_VERSION_HEX >= 0x030D0000
+    PyObject *code = frame->f_executable;
+    return code != NULL && PyCode_Check(code) ? (PyCodeObject *)code : NULL;
+#  else
+    return frame->f_code;
+#  endif
+}
+
+static inline int
+Frame_is_shim(FramePtr frame)
+{
+#  if PY_VERSION_HEX >= 0x030E0000
+    return frame->owner >= FRAME_OWNED_BY_INTERPRETER;
+#  elif PY_VERSION_HEX >= 0x030C0000
+    return frame->owner == FRAME_OWNED_BY_CSTACK;
+#  else
+    (void)frame;
+    return 0;
+#  endif
+}
+
+static inline FramePtr
+Frame_python(FramePtr frame)
+{
+    while (frame != NULL && Frame_is_shim(frame)) {
+        frame = frame->previous;
+    }
+    return frame;
+}
+
+static inline FramePtr
+Frame_current(PyThreadState *tstate)
+{
+#  if PY_VERSION_HEX >= 0x030D0000
+    return Frame_python(tstate->current_frame);
+#  else
+    return Frame_python(tstate->cframe->current_frame);
+#  endif
+}
+
+static inline FramePtr
+Frame_back(FramePtr frame)
+{
+    return Frame_python(frame->previous);
+}
+
+static inline int
+Frame_lasti(FramePtr frame)
+{
+    return _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+}
+
+#endif
+#endif
