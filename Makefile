@@ -2,7 +2,8 @@
 #
 #     make demo          the agent on a real program that really deadlocks
 #     make test          all tests that need no other program
-#     make lint          ruff, mypy --strict
+#     make test-python-core  the same programs on the Python core, where the C core is built
+#     make lint          ruff, mypy --strict, C warnings as errors
 #     make test-servers  the tests that need a real Prometheus and Alertmanager
 #     make matrix        unit, contract and acceptance tests on the other interpreters
 #     make coverage      branch coverage of the agent
@@ -20,7 +21,7 @@ PURE := agent/config.py,agent/errors.py,agent/explain.py,agent/graph.py,agent/le
 # Only folders that are there: pytest takes a missing one for an error.
 ALL := $(wildcard tests/unit tests/contract tests/acceptance tests/integration)
 
-.PHONY: demo test lint types test-servers matrix coverage clean
+.PHONY: demo test test-python-core lint lint-c types test-servers matrix coverage bench bench-check clean
 
 demo:
 	@.ci/venv $(VENV) -e . $(if $(wildcard examples/requirements.txt),-r examples/requirements.txt)
@@ -31,13 +32,26 @@ test:
 	@.ci/venv $(VENV) -e '.[test]'
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m 'not server' $(PYTEST_ARGS) $(ALL)
 
+# `make test` runs on the C core where there is a compiler; the twin must pass the same.
+test-python-core:
+	@.ci/venv $(VENV) -e '.[test]'
+	CONCAGENT_CORE=python $(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/contract tests/acceptance tests/integration/test_random_programs.py
+
 test-servers:
 	@.ci/venv $(VENV) -e '.[test]'
 	$(BIN)/pytest -q -m server $(PYTEST_ARGS) $(wildcard tests/integration tests/acceptance)
 
-lint: types
+lint: types lint-c
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Headers of CPython are not ours to judge; clang-format comes from PyPI.
+lint-c:
+	@.ci/venv $(VENV) -e '.[test,lint]'
+	$(BIN)/clang-format --dry-run -Werror agent/_core*.c agent/_core*.h
+	@if command -v $(CC) >/dev/null; then for file in agent/_core*.c; do \
+	  $(CC) -std=c11 -O2 -Wall -Wextra -Werror -fsyntax-only -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') $$file || exit 1; \
+	done; else echo 'no C compiler: C warnings not looked at'; fi
 
 # mypy finds packages by folders, and ours are named differently: show it the house as it is imported.
 types:
@@ -54,6 +68,19 @@ coverage:
 	rm -f build/.coverage*
 	COVERAGE_FILE=build/.coverage $(BIN)/pytest -q -n $(WORKERS) -m 'not server' --cov --cov-report=term-missing $(PYTEST_ARGS) $(ALL)
 	COVERAGE_FILE=build/.coverage $(BIN)/coverage report --include=$(PURE) --fail-under=100
+
+BENCH_VENV ?= build/bench-venv
+BENCH_PYTHONS ?= $(BENCH_VENV)/bin/python
+BENCH_ARGS ?=
+
+# By hand and at night, on a quiet machine.  The C core is built anew: an editable install does not notice changed C files.
+bench:
+	@.ci/venv $(BENCH_VENV) -e . pyperf
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps -e .
+	$(BENCH_VENV)/bin/python benchmarks/run.py --python $(BENCH_PYTHONS) $(BENCH_ARGS)
+
+bench-check: bench
+	$(BENCH_VENV)/bin/python benchmarks/run.py --check --python $(BENCH_PYTHONS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV) .venv-*
