@@ -175,7 +175,7 @@ def test_m02_twin_a_pattern_that_matches_nothing_does_not(runner: Any, tmp_path:
 
 def test_m03_a_suppression_of_deadlocks_does_not_hide_a_leak(runner: Any, tmp_path: Path) -> None:
     text = 'deadlock: file=*/program.py reason="known"\n'
-    found = suppressed(runner, tmp_path, text, "def read():\n    open(__file__).read()\nread()\n")
+    found = suppressed(runner, tmp_path, text, "def read():\n    file = open(__file__)\n    file.read()\nread()\n")
 
     assert [finding["kind"] for finding in found] == ["leak"]
 
@@ -183,7 +183,7 @@ def test_m03_a_suppression_of_deadlocks_does_not_hide_a_leak(runner: Any, tmp_pa
 def test_m03_twin_a_suppression_of_leaks_does(runner: Any, tmp_path: Path) -> None:
     text = 'leak: file=*/program.py reason="known"\n'
 
-    assert suppressed(runner, tmp_path, text, "def read():\n    open(__file__).read()\nread()\n") == []
+    assert suppressed(runner, tmp_path, text, "def read():\n    file = open(__file__)\n    file.read()\nread()\n") == []
 
 
 def test_m06_an_expired_suppression_does_not_hide_and_is_named(runner: Any, tmp_path: Path) -> None:
