@@ -13,6 +13,7 @@ Limits     if another tool (gevent, eventlet) replaced a primitive before us, it
 
 from __future__ import annotations
 
+import _signal
 import _thread
 import builtins
 import importlib._bootstrap as _importlib_bootstrap
@@ -26,6 +27,7 @@ import weakref
 
 TYPE_CHECKING = False  # typing's constant without typing, which costs more than the rest of `import concagent`
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 allocate_lock: Final = _thread.allocate_lock
@@ -59,6 +61,32 @@ TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
 thread_module_copy: Final = types.ModuleType("_thread")
 thread_module_copy.__dict__.update(_thread.__dict__)
 importlib_bootstrap: Final[Any] = _importlib_bootstrap
+
+
+# What the kernel raises in the thread whose own instruction failed; blocked, it would kill where a handler was meant to run.
+_OWN_FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
+
+
+def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -> int:
+    """Start a thread of the agent and return its ident: a raw thread that no signal to the process is delivered to.
+
+    A program that blocks a signal, to fetch it with ``sigwait``, does so for its own threads.  One thread in which the signal
+    is not blocked is enough for the kernel to deliver it there, and its default action kills the program.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    set_mask = getattr(_signal, "pthread_sigmask", None)
+    if set_mask is None:
+        return start_new_thread(function, args)
+    # Asked for first: setting it can raise, since it runs Python handlers of signals that came.
+    former = set_mask(_signal.SIG_BLOCK, ())
+    try:
+        faults = {getattr(_signal, name, 0) for name in _OWN_FAULTS}
+        set_mask(_signal.SIG_BLOCK, _signal.valid_signals() - faults)
+        return start_new_thread(function, args)  # the thread inherits the mask of its creator
+    finally:
+        set_mask(_signal.SIG_SETMASK, former)
 
 
 def find_thread(ident: int) -> threading.Thread | None:

@@ -165,7 +165,7 @@ class Delivery:
     def _start_thread(self, subscriber: _Subscriber, lane: _Lane) -> RuntimeError | None:
         """Start the thread that takes over the token, which the caller has; return why it cannot be started."""
         try:
-            _real.start_new_thread(self._work, (subscriber, lane))
+            _real.start_agent_thread(self._work, (subscriber, lane))
         except RuntimeError as error:  # no more threads, or the interpreter is shutting down
             return error
         return None

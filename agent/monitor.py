@@ -122,8 +122,8 @@ class Monitor(core.Listener):
     def start(self) -> None:
         """Start the thread and wait until it runs; at once a no-op if it runs.
 
-        A process's signal may land in a thread that is just being born, and the interpreter does not know that one yet: the
-        report signal would be lost.
+        Where threads cannot block signals, one may land in a thread that is just being born, and the interpreter does not know
+        that one yet: the report signal would be lost.
         """
         if self._running:
             return
@@ -131,7 +131,7 @@ class Monitor(core.Listener):
         self._done.acquire()
         begun = _real.allocate_lock()
         begun.acquire()
-        self.idents.add(_real.start_new_thread(self._main, (begun,)))  # it is ours before it has begun
+        self.idents.add(_real.start_agent_thread(self._main, (begun,)))  # it is ours before it has begun
         begun.acquire(True, START_SECONDS)
 
     def wake(self) -> None:

@@ -46,7 +46,7 @@ class SignalReports:
             self._listener.drain()
             self._wanted += 1
             if self._writing.acquire(False):
-                _real.start_new_thread(self._write_all, ())
+                _real.start_agent_thread(self._write_all, ())
 
     def _write_all(self) -> None:
         core.mark_agent_thread()

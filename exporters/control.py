@@ -237,7 +237,7 @@ class ControlServer:
                 self._connections.add(connection)
         if admitted:
             try:
-                _real.start_new_thread(self._serve, (connection,))
+                _real.start_agent_thread(self._serve, (connection,))
             except RuntimeError:  # no more threads
                 admitted = False
                 with self._lock:

@@ -160,7 +160,7 @@ class Endpoint:
             _refuse(connection)
             return
         try:
-            _real.start_new_thread(self._serve, (connection,))
+            _real.start_agent_thread(self._serve, (connection,))
         except RuntimeError:  # no more threads
             with self._lock:
                 self._connections.discard(connection)
