@@ -13,7 +13,7 @@ Limits     if another tool (gevent, eventlet) replaced a primitive before us, it
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal's C half, of plain numbers
 import _thread
 import builtins
 import importlib._bootstrap as _importlib_bootstrap

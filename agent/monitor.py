@@ -11,6 +11,7 @@ Cost       asleep in ``poll``; one look a second, O(threads) if nobody waits or 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -18,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from concagent import _real, core, state
+from concagent.descriptors import LOST, SETTLE_NS, Pipe
 from concagent.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Service(Protocol):
     """Something with a file descriptor that the monitor's poll serves."""
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for input."""
+        """Return the descriptor to poll for input, -1 if there is none: closed, or taken away by the program."""
 
     def handle(self) -> None:
         """Serve what is ready; must not block."""
@@ -74,9 +76,8 @@ class Monitor(core.Listener):
         self._reset()
 
     def _reset(self) -> None:
-        self._wake_read, self._wake_write = os.pipe()
-        for end in (self._wake_read, self._wake_write):
-            os.set_blocking(end, False)
+        self._pipe = Pipe()
+        self._lost_ns = 0  # since when the pipe is not ours any more
         self._running = False
         self._stopping = False
         self._done = _real.allocate_lock()
@@ -136,10 +137,12 @@ class Monitor(core.Listener):
 
     def wake(self) -> None:
         """Make the thread look now."""
-        try:
-            os.write(self._wake_write, b"w")
-        except OSError:  # the pipe is full: it is awake anyway; or closed: it is gone
-            pass
+        end = self._pipe.write
+        if end.is_ours():  # else the thread looks again soon, see _keep_pipe
+            try:
+                os.write(end.number, b"w")
+            except OSError:  # the pipe is full: it is awake anyway; or closed: it is gone
+                pass
 
     def stop(self, timeout_seconds: float = 2.0) -> bool:
         """End the thread and wait for it; False if it did not end in time.  Descriptors stay open for a restart."""
@@ -166,11 +169,7 @@ class Monitor(core.Listener):
 
     def close(self) -> None:
         """Close the wake-up pipe, after ``stop``."""
-        for end in (self._wake_read, self._wake_write):
-            try:
-                os.close(end)
-            except OSError:
-                pass
+        self._pipe.close()
 
     def after_fork_in_child(self) -> None:
         """Start over in a fork's child: no findings, no thread, a pipe of its own."""
@@ -206,23 +205,47 @@ class Monitor(core.Listener):
 
     def _sleep(self) -> list[int]:
         poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
-        for service in self.services:
-            if service.fileno() >= 0:  # -1: closed, as a listener is in a fork's child
-                poll.register(service.fileno(), select.POLLIN)
         until = min([self._next_tick, *(due for due, _ in self._due)])
+        if self._keep_pipe():
+            poll.register(self._pipe.read.number, select.POLLIN)
+        else:
+            until = min(until, _real.monotonic_ns() + SHORTEST_TICK_NS)  # nobody can wake us
+        for service in self.services:
+            number = service.fileno()
+            if number >= 0:
+                poll.register(number, select.POLLIN)
         left_ms = max(0, (until - _real.monotonic_ns()) // 1_000_000 + 1)
         return [fd for fd, _ in poll.poll(left_ms)]
 
-    def _serve(self, ready: list[int]) -> None:
-        if self._wake_read in ready:
+    def _keep_pipe(self) -> bool:
+        """Return whether the pipe is ours; one that the program closed is replaced, a moment later."""
+        if self._lost_ns:
+            if _real.monotonic_ns() - self._lost_ns < SETTLE_NS:
+                return False
             try:
-                while os.read(self._wake_read, 4096):
+                self._pipe = Pipe()
+            except OSError:  # no descriptor is left: once more later
+                self._lost_ns = _real.monotonic_ns()
+                return False
+            self._lost_ns = 0
+        elif not self._pipe.is_ours():
+            self._lost_ns = _real.monotonic_ns()
+            self._pipe.close()
+            state.count_error(_STEP_ERRORS, OSError(errno.EBADF, LOST))
+            return False
+        return True
+
+    def _serve(self, ready: list[int]) -> None:
+        end = self._pipe.read
+        if end.number in ready and end.is_ours():
+            try:
+                while os.read(end.number, 4096):
                     pass
             except BlockingIOError:
                 pass
         for service in list(self.services):
-            if service.fileno() >= 0 and service.fileno() in ready:
+            number = service.fileno()
+            if number >= 0 and number in ready:
                 self._step(_handle, service)
 
     def _work(self, _argument: None) -> None:
@@ -251,6 +274,12 @@ class Monitor(core.Listener):
 
     def _look_later(self, due_ns: int, event: Any) -> None:
         self._due.append((due_ns, event))
+
+    def tell_the_end(self) -> None:
+        """Have the judge say now what he was to look at later."""
+        if self._judge is not None and self._running:
+            self._due = [(0, event) for _, event in self._due]
+            self.flush()
 
     def flush(self, timeout_seconds: float = 1.0) -> None:
         """Wait until everything that was reported before this call has been judged; returns at once on agent threads."""

@@ -6,10 +6,12 @@ that comes while a report is being written asks for one more afterwards, and a h
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
 from concagent import _real, core, state
+from concagent.descriptors import LOST, SETTLE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +35,23 @@ class SignalReports:
         self._directory = directory
         self._stderr = stderr
         self._wanted = 0
+        self._lost_ns = 0
         self._writing = _real.allocate_lock()
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable with the signal; -1 once closed."""
+        """Return the descriptor that becomes readable with the signal; -1 once closed, or while the program closed it."""
+        if not self._listener.is_lost():
+            return self._listener.fileno()
+        now_ns = _real.monotonic_ns()
+        if not self._lost_ns:
+            self._lost_ns = now_ns
+            state.count_error("report", OSError(errno.EBADF, LOST))
+        elif now_ns - self._lost_ns >= SETTLE_NS:
+            try:
+                self._listener.reopen()
+            except (OSError, ValueError, RuntimeError):  # no descriptor is left: once more at the next look
+                return -1
+            self._lost_ns = 0
         return self._listener.fileno()
 
     def handle(self) -> None:

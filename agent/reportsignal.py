@@ -31,9 +31,12 @@ import threading
 from typing import Any
 
 from concagent._real import get_ident, get_signal, open_file, signal_signal
+from concagent.descriptors import Pipe
 from concagent.errors import PatchError
 
 _CHUNK_BYTES = 65536
+# A number that no descriptor has: what a handler writes there is lost.
+_NOWHERE = 2**31 - 1
 
 
 class ReportSignal:
@@ -71,31 +74,58 @@ class ReportSignal:
                     "choose another signal with report_signal"
                 )
             self._chain = True
-        self._read_end, self._write_end = -1, -1
-        self._open()
+        self._pipe: Pipe | None = None
+        self._closed = False
+        pipe = Pipe()
         try:
-            self._register()
+            self._register(pipe.write.number)
         except (OSError, ValueError, RuntimeError) as error:
-            self._close_pipe()
+            pipe.close()
             raise PatchError(f"cannot listen to {self._name}: {error}; choose another with report_signal") from error
+        self._pipe = pipe
 
     def fileno(self) -> int:
         """Return the descriptor to poll for reading, -1 once closed."""
-        return self._read_end
+        return self._pipe.read.number if self._pipe is not None else -1
+
+    def is_lost(self) -> bool:
+        """Return whether the program closed the pipe; the handler then writes nowhere until ``reopen``."""
+        if self._pipe is not None and not self._pipe.is_ours():
+            self._register(_NOWHERE)
+            self._pipe.close()
+            self._pipe = None
+        return self._pipe is None and not self._closed
+
+    def reopen(self) -> None:
+        """Listen on a new pipe, in place of one that was lost.
+
+        Raises:
+            OSError: No descriptor is left.
+            ValueError: The signal cannot be had.
+            RuntimeError: The same.
+        """
+        pipe = Pipe()
+        try:
+            self._register(pipe.write.number)
+        except BaseException:
+            pipe.close()
+            raise
+        self._pipe = pipe
 
     def drain(self) -> bool:
         """Empty the pipe and return whether the signal came since the last time; never blocks."""
         came = False
-        while self._read_end >= 0:
+        while self._pipe is not None:
             try:
-                chunk = os.read(self._read_end, _CHUNK_BYTES)
+                chunk = os.read(self._pipe.read.number, _CHUNK_BYTES)
             except BlockingIOError:
                 break
             except OSError:
                 # Somebody closed it under us: programs that become daemons close "all" descriptors.  The other end's number
                 # may soon be a file of the program's, so the handler must go at once.
                 self._faulthandler.unregister(self.signum)
-                self._read_end = self._write_end = -1
+                self._pipe.close()
+                self._pipe = None
                 break
             if not chunk:
                 break
@@ -104,8 +134,9 @@ class ReportSignal:
 
     def close(self) -> None:
         """Give the signal back to whoever had it before, or leave it to whoever took it since."""
-        if self._write_end < 0:
+        if self._closed:
             return
+        self._closed = True
         now: Any = get_signal(self.signum)
         if now is self._before or now == self._before:
             self._faulthandler.unregister(self.signum)
@@ -116,8 +147,10 @@ class ReportSignal:
         else:
             # Only the main thread may set it.  So the registration stays, without effect; if C code still calls
             # it, it must not write into whatever will have our descriptor's number.
-            self._faulthandler.register(self.signum, file=_null(), all_threads=False, chain=False)
-        self._close_pipe()
+            self._faulthandler.register(self.signum, file=_NOWHERE, all_threads=False, chain=False)
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def after_fork_in_child(self) -> None:
         """Give the child a pipe of its own, in place of its copy of the parent's.
@@ -125,34 +158,20 @@ class ReportSignal:
         Raises:
             PatchError: No descriptor is left.  The child then has no report signal, and the signal no effect in it.
         """
-        if self._write_end < 0:
+        if self._closed:
             return
-        old = (self._read_end, self._write_end)
+        old = self._pipe
         try:
-            self._open()
-            self._register()
+            self.reopen()
         except (OSError, ValueError, RuntimeError) as error:
-            self._read_end, self._write_end = old
             self.close()
             raise PatchError(f"cannot listen to {self._name} after fork: {error}") from error
-        for descriptor in old:
-            _close_quietly(descriptor)
+        if old is not None:
+            old.close()
 
-    def _open(self) -> None:
-        # Both ends are made non-inheritable (PEP 446) by the system call itself.
-        read_end, write_end = os.pipe()
-        os.set_blocking(read_end, False)
-        os.set_blocking(write_end, False)
-        self._read_end, self._write_end = read_end, write_end
-
-    def _register(self) -> None:
+    def _register(self, number: int) -> None:
         # For a signal that is registered this replaces file and chain only, and keeps what was before.
-        self._faulthandler.register(self.signum, file=self._write_end, all_threads=False, chain=self._chain)
-
-    def _close_pipe(self) -> None:
-        for descriptor in (self._read_end, self._write_end):
-            _close_quietly(descriptor)
-        self._read_end = self._write_end = -1
+        self._faulthandler.register(self.signum, file=number, all_threads=False, chain=self._chain)
 
 
 def _name_of(signum: int) -> str:
@@ -172,16 +191,3 @@ def _is_caught(signum: int) -> bool:
     except (OSError, ValueError, IndexError):
         pass
     return False
-
-
-def _null() -> int:
-    """Return a descriptor of the null device, which stays open."""
-    return os.open(os.devnull, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
-
-
-def _close_quietly(descriptor: int) -> None:
-    if descriptor >= 0:
-        try:
-            os.close(descriptor)
-        except OSError:
-            pass

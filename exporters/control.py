@@ -33,6 +33,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from concagent import _real
+from concagent.descriptors import LOST, SETTLE_NS, Descriptor, lifted
 from concagent.errors import ConcagentError, ConfigError
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ class ControlServer:
         self._lock = _real.allocate_lock()
         self._connections: set[_socket.socket] = set()
         self._listener: _socket.socket | None = None
+        self._descriptor = Descriptor(-1)
+        self._lost_ns = 0
         self._listen(pid)
 
     @property
@@ -215,12 +218,22 @@ class ControlServer:
         return os.path.join(self._directory, f"{self._pid}.sock")
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading, -1 once closed."""
+        """Return the descriptor to poll for reading, -1 once closed, or for a moment after the program closed it."""
+        if self._listener is not None and not self._descriptor.is_ours():
+            self._drop_listener()
+            self._lost_ns = _real.monotonic_ns()
+            self._tell(OSError(errno.EBADF, LOST, self.path))
+        elif self._lost_ns and _real.monotonic_ns() - self._lost_ns >= SETTLE_NS:
+            self._lost_ns = 0
+            try:
+                self._listen(self._pid)
+            except ConfigError as error:
+                self._tell(error)
         return self._listener.fileno() if self._listener is not None else -1
 
     def handle(self) -> None:
         """Accept one client, if there is one, and have it answered on a thread of its own."""
-        if self._listener is None:
+        if self.fileno() < 0 or self._listener is None:
             return
         try:
             descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - of the C type
@@ -250,12 +263,12 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop listening, hang up on everybody and remove the socket."""
-        if self._listener is None:
+        if self._listener is None and not self._lost_ns:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.path)
-        self._listener.close()
-        self._listener = None
+        self._drop_listener()
+        self._lost_ns = 0
         with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
@@ -271,20 +284,30 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 connection.close()
         self._connections = set()
-        if self._listener is None:
+        if self._listener is None and not self._lost_ns:
             return
-        self._listener.close()
-        self._listener = None
+        self._drop_listener()
+        self._lost_ns = 0
         try:
             self._listen(os.getpid())
         except ConfigError as error:
             self._tell(error)
+
+    def _drop_listener(self) -> None:
+        """Close the listener; if the program did, leave the number to whom it belongs now."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            if not self._descriptor.is_ours():
+                listener.detach()
+            listener.close()
 
     def _listen(self, pid: int) -> None:
         self._pid = pid
         _remove_stale(self._directory, own=pid)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
+            if listener.fileno() <= 2:
+                listener = _socket.socket(fileno=lifted(listener.detach()))
             listener.setblocking(False)
             with _reachable(self._directory, f"{pid}.sock") as path:
                 listener.bind(path)
@@ -296,7 +319,7 @@ class ControlServer:
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise _refusal(self._directory, f"another process listens on {self.path}") from error
             raise _refusal(self._directory, str(error)) from error
-        self._listener = listener
+        self._listener, self._descriptor = listener, Descriptor(listener.fileno())
 
     def _serve(self, connection: _socket.socket) -> None:
         """Answer one client; the whole life of a connection thread."""

@@ -38,6 +38,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from concagent import _real
+from concagent.descriptors import LOST, SETTLE_NS, Descriptor, lifted
 from concagent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,15 +137,41 @@ class Endpoint:
         self._listener = _listen(address, port)
         bound = self._listener.getsockname()
         self.port: int = bound[1]
+        self._address: str = bound[0]
         self._loopback = bound[0].startswith("127.") or bound[0] == "::1"
+        self._descriptor = Descriptor(self._listener.fileno())
         self._spare = _spare(self._listener)
+        self._lost_ns = 0
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading, -1 once closed."""
+        """Return the descriptor to poll for reading, -1 once closed, or for a moment after the program closed it."""
+        if self._closed:
+            return -1
+        if self._lost_ns:
+            self._listen_again()
+        elif not self._descriptor.is_ours():
+            self._close_descriptors()
+            self._lost_ns = _real.monotonic_ns()
+            self._tell(OSError(errno.EBADF, LOST))
         return self._listener.fileno()
+
+    def _listen_again(self) -> None:
+        if _real.monotonic_ns() - self._lost_ns < SETTLE_NS or self._listener.fileno() >= 0:
+            return
+        try:
+            self._listener = _listen(self._address, self.port)
+        except ConfigError as error:  # a child of the program has it, perhaps for ever
+            self._closed = True
+            self._tell(error)
+            return
+        self._lost_ns = 0
+        self._descriptor = Descriptor(self._listener.fileno())
+        self._spare = _spare(self._listener)
 
     def handle(self) -> None:
         """Accept one connection, if there is one, and have it answered on a thread of its own."""
+        if self.fileno() < 0:
+            return
         try:
             descriptor = _accept(self._listener)
         except OSError as error:
@@ -195,12 +222,19 @@ class Endpoint:
         self._connections = set()
 
     def _close_descriptors(self) -> None:
+        """Close listener and spare, its duplicate, unless the program did: then the numbers are left to whom they belong now."""
+        if not self._descriptor.is_ours():
+            self._listener.detach()
         with contextlib.suppress(OSError):
             self._listener.close()
         if self._spare is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._spare)
+            self._close_spare(self._spare)
             self._spare = None
+
+    def _close_spare(self, spare: int) -> None:
+        if self._descriptor.has_file(spare):
+            with contextlib.suppress(OSError):
+                os.close(spare)
 
     def _shed(self) -> None:
         """Get rid of one connection although no descriptor is left."""
@@ -209,7 +243,7 @@ class Endpoint:
             # queue and poll returns at once, so this pause is what keeps the monitor from spinning.
             _real.sleep(0.05)
         else:
-            os.close(self._spare)
+            self._close_spare(self._spare)
             with contextlib.suppress(OSError):
                 os.close(_accept(self._listener))
         self._spare = _spare(self._listener)
@@ -333,7 +367,10 @@ def _listen(address: str, port: int) -> _socket.socket:
     reasons: list[OSError] = []
     for family, kind, protocol, _, target in found:
         try:
-            return _bind(_socket.socket(family, kind, protocol), target)
+            listener = _socket.socket(family, kind, protocol)
+            if listener.fileno() <= 2:
+                listener = _socket.socket(fileno=lifted(listener.detach()))
+            return _bind(listener, target)
         except OSError as error:
             reasons.append(error)
     reason = reasons[0]
@@ -381,7 +418,7 @@ def _bad_address(address: str, error: Exception) -> ConfigError:
 def _spare(listener: _socket.socket) -> int | None:
     """Return a descriptor of no use, None if there is none to be had.  A duplicate: ``open`` may be patched."""
     try:
-        return os.dup(listener.fileno())
+        return lifted(os.dup(listener.fileno()))
     except OSError:
         return None
 
