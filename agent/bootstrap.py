@@ -441,6 +441,7 @@ class Agent:
     def _at_exit(self) -> None:
         """Say what is left to say, then fall silent: what finalization does to locks and files is nobody's bug."""
         self.monitor.flush()
+        self.monitor.tell_the_end()
         if self.monitor.stop() and self._may_have_leaked():
             self._leak_watch().look_at_exit()
         core.stop()

@@ -40,7 +40,7 @@ _TRY_DISTANCE = 6  # instructions between the call and the first one that the ``
 
 @functools.lru_cache(maxsize=1024)
 def discipline(code: CodeType | None, lasti: int) -> str:
-    """Return ``owned``, ``finally``, ``later`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
+    """Return ``finally``, ``later``, ``try`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
     if code is None:
         return "bare"
     instructions = _instructions(code)
@@ -51,18 +51,33 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     taken = _called(instructions, at)
     if taken is None:
         return "bare"
-    if code.co_name == "__enter__":
-        return "owned"  # of a class around the lock: its ``__exit__`` runs in the same thread
     releases = [ins.offset for ins in _loads(instructions, taken, _RELEASES) if _is_called(ins)]
     acquires = [ins.offset for ins in _loads(instructions, taken, _ACQUIRES)]
     near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
     for start, target in _handlers(code, instructions):
-        if start in near and any(target <= offset < _end_of_handler(instructions, target) for offset in releases):
-            return "finally"
+        end = _end_of_handler(instructions, target)
+        if start in near and any(target <= offset < end for offset in releases):
+            return "bare" if _is_conditional(instructions, target, end) else "finally"
     following = min((offset for offset in releases if offset > lasti), default=None)
     if following is None or any(lasti < offset < following for offset in acquires):
-        return "bare"
+        return "try" if _only_tries(instructions, at) else "bare"
     return "later"
+
+
+def _is_conditional(instructions: list[Any], start: int, end: int) -> bool:
+    """Return whether a handler asks first: ``if lock.locked(): lock.release()`` reckons with somebody else's release."""
+    return any(start <= ins.offset < end and "JUMP" in ins.opname and "IF" in ins.opname for ins in instructions)
+
+
+def _only_tries(instructions: list[Any], at: int) -> bool:
+    """Return whether the call at index ``at`` is ``acquire(False)`` or ``acquire(blocking=False)``: a flag, not a mutex."""
+    for i in range(at, max(-1, at - 12), -1):
+        ins = instructions[i]
+        if ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES:
+            return False
+        if ins.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and (ins.argval is False or ins.argval == 0):
+            return True
+    return False
 
 
 def _end_of_handler(instructions: list[Any], target: int) -> int:

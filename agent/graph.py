@@ -137,7 +137,7 @@ def may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
             return request.discipline == "bare"
         if hold.discipline == "finally":
             return request.discipline in {"bare", "later"} and _same_function(request, hold)
-    return hold.discipline == "bare"
+    return hold.discipline in {"bare", "lent", "try"}
 
 
 def _same_function(request: RequestEdge, hold: AssignmentEdge) -> bool:

@@ -27,6 +27,7 @@ from concagent import _real, core, graph, recovery, snapshots, state, suppressio
 from concagent.detectors import deadlock, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
+from concagent.words import SINGLE_HOLDER_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from concagent.model import Finding, Snapshot
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
-GRACE_NS: Final = 400_000_000  # for a hand-over of a bare lock after its thread has ended
+GRACE_NS: Final = 400_000_000  # for a release that comes just after the thread's end
+HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been meant for another thread to release
+_DOUBT: Final = "a thread that is still alive could release this lock, though none has so far"
 
 
 class _SecondLook(NamedTuple):
@@ -115,10 +118,16 @@ class Judge:
         if isinstance(event, state.RingEvent):
             self._judge_ring(event.records[0].serial, event.epochs[0])
         elif isinstance(event, state.OrphanEvent):
-            self._look_later(event.time_ns + GRACE_NS, event)
+            for patience_ns in (GRACE_NS, HAND_OVER_NS):
+                self._look_later(event.time_ns + patience_ns, event)
         elif isinstance(event, state.MisuseEvent):
             if event.detail == "exit-held":
-                self._look_later(event.time_ns + (GRACE_NS if event.cell.kind == "lock" else 0), event)
+                habit = _habit(event.cell, event.hold)
+                patience_ns = 0 if habit == "owned" else GRACE_NS if habit in {"finally", "later"} else HAND_OVER_NS
+                if habit != "try":  # a flag that was raised stays up
+                    self._look_later(event.time_ns + patience_ns, event)
+            elif event.detail == "destroy-held" and _habit(event.cell, event.hold) == "try":
+                return  # ``if not self._closed.acquire(False): return``
             else:
                 self._publish_misuse(event)
         else:
@@ -274,10 +283,26 @@ class Judge:
         if stable and not young:
             self._publish_residue(residue, suspected=True)
 
+    def _is_idle(self, picture: Snapshot, residue: frozenset[int]) -> bool:
+        """Return whether this is a program that has nothing to do until somebody ends it.
+
+        ``Event().wait()`` in the main thread, with daemon threads that wait for work: Ctrl-C is what it waits for.
+        """
+        main = core.record_of_ident(threading.main_thread().ident)
+        if main is None or main.serial not in residue:
+            return False
+        kinds = {resource.serial: resource.kind for resource in picture.resources}
+        waits = {edge.actor: kinds[edge.resource] for edge in picture.requests}
+        others = [actor for actor in picture.actors if actor.serial in residue and actor.serial != main.serial]
+        events = all(waits[serial] not in SINGLE_HOLDER_KINDS and waits[serial] != "semaphore" for serial in residue)
+        return events and all(actor.daemon for actor in others)
+
     def _publish_residue(self, residue: frozenset[int], *, suspected: bool) -> None:
         picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
         epochs = _epochs(picture)
         if not residue <= epochs.keys():
+            return
+        if not suspected and self._is_idle(picture, residue):
             return
         keys = {serial: (serial, epochs[serial]) for serial in residue}
         known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
@@ -308,20 +333,54 @@ class Judge:
             self._publish(finding.with_changes(actors=actors))
 
     def _look_for_orphans(self) -> None:
+        """Report who waits for a lock whose holder has ended.
+
+        A plain Lock that was taken to be given back by another thread looks like an orphan, too.  So unless the code shows
+        that its holder meant to release it, or nobody is left who could, it is given the time of a hand-over; and a flag,
+        taken without waiting, is never more than a suspicion.
+        """
         picture = snapshots.take()
         waiting = {edge.actor: edge for edge in picture.requests}
-        fresh = frozenset(s for s, e in waiting.items() if (s, e.epoch) not in self._told_orphans)
-        young = [s for s in fresh if picture.monotonic_ns - waiting[s].since_ns < GRACE_NS // 2]
-        findings = orphan.orphan_findings(picture, fresh - frozenset(young))
-        if not findings:
+        judged = self._with_handlers(picture)
+        stuck = frozenset[int]() if judged.foreign_threads else graph.reduce(judged)
+        habits = self._habits_of_the_ended()
+        proven, suspected = set(), set()
+        for serial, edge in waiting.items():
+            waited_ns = picture.monotonic_ns - edge.since_ns
+            if (serial, edge.epoch) in self._told_orphans or waited_ns < GRACE_NS // 2:
+                continue
+            habit = habits.get(edge.resource)
+            if habit in {"owned", "finally", "later"} or (habit and serial in stuck):
+                proven.add(serial)
+            elif habit == "try" and waited_ns >= self.config.stall_after * 1e9:
+                suspected.add(serial)
+            elif habit in {"bare", "lent"} and waited_ns >= HAND_OVER_NS:
+                proven.add(serial)
+        self._publish_orphans(picture, frozenset(proven), None)
+        self._publish_orphans(picture, frozenset(suspected), _DOUBT)
+
+    def _habits_of_the_ended(self) -> dict[int, str]:
+        """Return lock -> what is known of who was to release it, for the locks of threads that have ended."""
+        return {
+            cell.serial: _habit(cell, cell.hold)
+            for record in core.records()
+            if record.ended
+            for cell in record.held
+            if cell.hold is not None
+        }
+
+    def _publish_orphans(self, judged: Snapshot, serials: frozenset[int], doubt: str | None) -> None:
+        if not serials or not orphan.orphan_findings(judged, serials):
             return
-        picture = snapshots.take(stacks=fresh, stack_limit=self.config.stack_depth)
-        for finding in orphan.orphan_findings(picture, fresh - frozenset(young)):
+        picture = snapshots.take(stacks=serials, stack_limit=self.config.stack_depth)
+        epochs = _epochs(judged)
+        for finding in orphan.orphan_findings(picture, serials):
             members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
-            keys = {(s, waiting[s].epoch) for s in members}
+            keys = {(s, epochs[s]) for s in members if s in epochs}
             self._told_orphans |= keys
             self._told_waits |= keys
-            self._publish(finding)
+            told = finding.with_changes(confidence="suspected", reason=doubt) if doubt else finding
+            self._publish(told)
 
     def _forget_told(self, waiting: frozenset[tuple[int, int]]) -> None:
         """Drop what concerns waits that are over, so that these sets stay as small as the number of blocked threads."""
@@ -351,6 +410,13 @@ class Judge:
         rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}
         return len(in_rings), len(rings)
+
+
+def _habit(cell: Any, hold: Any) -> str:
+    """Return what is known of who was to release a hold whose thread has ended, or nothing is running of."""
+    if hold is None:
+        return "bare"
+    return "lent" if cell.kind == "lock" and hold[3] else state.hold_discipline(cell, hold)
 
 
 def _finished(finding: Finding) -> Finding:

@@ -128,8 +128,10 @@ class AssignmentEdge:
     """A resource is held by an actor.
 
     ``depth`` counts re-entries or permits.  ``discipline`` says what is known of who will release: ``owned``, only the holder
-    (always for an RLock and a thread; for a plain Lock entered by ``with``); ``finally``, the holding function releases it
-    in the handler of the ``try`` that follows; ``later``, it releases the same expression further down; ``bare``, nothing
+    (always for an RLock and a thread; for a plain Lock in a ``with`` whose function is running); ``finally``, the running
+    function releases it in the handler of the ``try`` that follows; ``later``, it releases the same expression further
+    down; ``lent``, it was entered, but by a function that is not running: a suspended generator or an ``__enter__``, whose
+    exit may come from another thread; ``try``, taken without waiting and not released there, as a flag; ``bare``, nothing
     is known.
     """
 

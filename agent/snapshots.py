@@ -113,12 +113,17 @@ def take(
     second = [_read(record) for record in records]
     now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
     frames = _real.current_frames()
-    builder = _Builder(frames, stacks, stack_limit, named)
-    for record, one, two in zip(records, first, second, strict=True):
-        builder.add_record(record, two, _same(one, two))
-    if only is None:
-        builder.add_unknown_threads({record.ident for record in records})
-    return builder.build(now_ns, wall)
+    try:
+        builder = _Builder(frames, stacks, stack_limit, named)
+        for record, one, two in zip(records, first, second, strict=True):
+            builder.add_record(record, two, _same(one, two))
+        if only is None:
+            builder.add_unknown_threads({record.ident for record in records})
+        return builder.build(now_ns, wall)
+    finally:
+        # Our own frame is among them and refers to the dictionary: a cycle, in which the frames of threads that end would
+        # live, with all their locals, until the collector comes.
+        frames.clear()
 
 
 def of_event(event: state.MisuseEvent) -> Snapshot:
@@ -226,11 +231,22 @@ class _Builder:
         self.add_resource(cell, None)
         depth = max(1, getattr(cell, "depth", 1))
         since = getattr(cell, "since_ns", None)
-        edge = AssignmentEdge(
-            cell.serial, holder.serial, since, depth, call_site(hold[1], hold[2]), state.hold_discipline(cell, hold)
-        )
+        site = call_site(hold[1], hold[2])
+        edge = AssignmentEdge(cell.serial, holder.serial, since, depth, site, self._discipline(cell, hold))
         self.assignments[cell.serial, holder.serial] = edge
         self._add_holder(holder)
+
+    def _discipline(self, cell: Any, hold: Any) -> str:
+        """Return what is known of who releases: only a function that is still running can be expected to do it itself."""
+        habit = state.hold_discipline(cell, hold)
+        if cell.kind != "lock" or habit == "try":
+            return habit
+        frame = self.frames.get(hold[0].ident)
+        while frame is not None and frame.f_code is not hold[1]:
+            frame = frame.f_back
+        if frame is not None:
+            return habit
+        return "lent" if hold[3] else "bare"
 
     def _add_holder(self, holder: Any) -> None:
         """List a holder that is not among the records looked at: ended, or outside ``only``."""

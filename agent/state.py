@@ -203,7 +203,7 @@ def raw_stack(frame: FrameType | None) -> RawStack:
 
 
 def hold_discipline(cell: Any, hold: Any) -> str:
-    """Return what is known of who releases a hold: ``owned``, ``finally``, ``later`` or ``bare``."""
+    """Return what is known of who releases a hold: ``owned``, ``finally``, ``later``, ``try`` or ``bare``."""
     if cell.kind != "lock" or hold[3]:
         return "owned"
     return discipline(hold[1], hold[2])

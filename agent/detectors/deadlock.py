@@ -55,7 +55,7 @@ def nobody_is_left(snapshot: Snapshot, actors: Iterable[int]) -> bool:
 def ring_is_closed(snapshot: Snapshot, ring: Sequence[int]) -> bool:
     """Return whether the holds alone say that only members release.
 
-    They do if each is one that its holder gives back himself.  Also if none of them is known to be, in a ring of several
+    They do if each is one that its holder gives back himself.  Also if all of them are bare, in a ring of several
     locks: each member holds what another one waits for, and all of it would have to be signals given by outsiders.  One such
     hold among others may be a signal: its waiter then keeps a real lock while it waits, which is slow and no deadlock.
     """
@@ -66,11 +66,10 @@ def ring_is_closed(snapshot: Snapshot, ring: Sequence[int]) -> bool:
         if resource not in scene.holders:
             return False
         edges.append((scene.requests[waiter], scene.resources[resource].kind, scene.holders[resource][0]))
-    bare = [graph.may_be_signal(request, hold) for request, _, hold in edges]
-    if not any(bare):
+    if not any(graph.may_be_signal(request, hold) for request, _, hold in edges):
         return True
     locks = all(kind in {"lock", "rlock"} for _, kind, _ in edges)
-    return len(edges) > 1 and locks and all(bare)
+    return len(edges) > 1 and locks and all(hold.discipline == "bare" for _, _, hold in edges)
 
 
 def ring_finding(

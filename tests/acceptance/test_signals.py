@@ -278,3 +278,92 @@ def test_c29_positive_twin_without_the_timeouts_it_is_a_deadlock(runner: Any, as
     ).only
 
     assert_deadlock(found, 2)
+
+
+# Sound programs that real code is like: a lock that is taken in one thread and given back in another, or held by an object
+# that moves between threads.  Each was once called a deadlock, an orphan or a misuse.
+MOVED = {
+    "a dependency entered and left in two workers": """
+        from contextlib import contextmanager
+        @contextmanager
+        def exclusive():
+            with L:
+                yield
+        entered = threading.Event()
+        cm = exclusive()
+        def enter():
+            cm.__enter__()
+            entered.set()
+            L.acquire()     # the next request, in the same worker
+            L.release()
+        worker = threading.Thread(target=enter)
+        worker.start()
+        entered.wait()
+        pause(1.2)
+        other = threading.Thread(target=cm.__exit__, args=(None, None, None))
+        other.start()
+        other.join()
+        worker.join()
+        """,
+    "an exit stack closed by another thread": """
+        from contextlib import ExitStack
+        stack = ExitStack()
+        stack.enter_context(L)
+        thread = threading.Thread(target=lambda: (pause(1.2), stack.close()))
+        thread.start()
+        L.acquire()
+        L.release()
+        thread.join()
+        """,
+    "a flag raised by a thread that ends": """
+        def request():
+            if L.acquire(blocking=False):
+                threading.Thread(target=lambda: (pause(1.5), L.release())).start()
+        thread = threading.Thread(target=request)
+        thread.start()
+        thread.join()
+        L.acquire()
+        L.release()
+        """,
+    "a once guard in a thread": """
+        def once():
+            if L.acquire(False):
+                pass
+        thread = threading.Thread(target=once)
+        thread.start()
+        thread.join()
+        pause(1.5)
+        """,
+    "a closed flag that is collected": """
+        class Resource:
+            def __init__(self):
+                self._closed = threading.Lock()
+            def close(self):
+                if not self._closed.acquire(False):
+                    return
+        resource = Resource()
+        resource.close()
+        del resource
+        """,
+    "a gate that is opened by whoever comes first": """
+        def opener():
+            pause(1.2)
+            L.release()
+        L.acquire()
+        try:
+            threading.Thread(target=opener).start()
+            waiter = threading.Thread(target=lambda: L.acquire())
+            waiter.start()
+            waiter.join()
+        finally:
+            if L.locked():
+                L.release()
+        """,
+}
+
+
+@pytest.mark.parametrize("program", MOVED)
+def test_c25_kin_a_lock_that_moves_between_threads_is_silent(runner: Any, program: str) -> None:
+    head = "import threading, time\nfrom scaffold import pause\nL = threading.Lock()\n"
+
+    runner.silent(head + textwrap.dedent(MOVED[program]))

@@ -30,7 +30,8 @@ class World:
     def acquire(self, thread: int, lock: int, discipline: str, how: str) -> None:
         hold = self.holds.get(lock)
         if hold is None:
-            self.holds[lock] = [thread, 1, "owned" if self.kinds[lock] == "rlock" else discipline]
+            habit = "try" if (how, discipline) == ("try", "bare") else discipline
+            self.holds[lock] = [thread, 1, "owned" if self.kinds[lock] == "rlock" else habit]
         elif hold[0] == thread and self.kinds[lock] == "rlock":
             hold[1] += 1
         elif how != "try":
@@ -59,25 +60,28 @@ class World:
     def end(self, thread: int) -> None:
         self.ended.add(thread)
         self.misuses += [
-            ("exit-held", n) for n, hold in self.holds.items() if hold[0] == thread and n not in self.signals
+            ("exit-held", n)
+            for n, hold in self.holds.items()
+            if hold[0] == thread and n not in self.signals and hold[2] != "try"
         ]
         self.waits = {t: wait for t, wait in self.waits.items() if wait[:2] != ("thread", thread)}
 
-    def hop(self, thread: int) -> tuple[int, bool] | None:
-        """Return (whom the thread waits for, whether that hold may be a signal), None if it can go on or nobody can tell."""
+    def hop(self, thread: int) -> tuple[int, str] | None:
+        """Return (whom the thread waits for, why that hold may be a signal or ""), None if it can go on or nobody can tell."""
         what, number, timed, habit = self.waits.get(thread, ("", 0, True, ""))
         if timed or (what == "lock" and number in self.signals):
             return None
         holder, _, discipline = self.holds[number] if what == "lock" else (number, 1, "owned")
         if holder == thread and discipline in ("later", "finally"):  # all of a thread's code is one function
-            return holder, habit == "bare" or (habit, discipline) == ("later", "finally")
-        return holder, discipline == "bare"
+            again = habit == "bare" or (habit, discipline) == ("later", "finally")
+            return holder, "again" if again else ""
+        return holder, discipline if discipline in ("bare", "try") else ""
 
     def rings(self, *, proven: bool = True) -> set[frozenset[int]]:
         """Return the rings, each as its threads; only proven ones, or all."""
         found = set()
         for start in range(self.threads):
-            ring: dict[int, bool] = {}
+            ring: dict[int, str] = {}
             at = start
             while at not in ring and (hop := self.hop(at)) is not None:
                 ring[at], at = hop[1], hop[0]
@@ -85,11 +89,12 @@ class World:
                 found.add(frozenset(ring))
         return found
 
-    def _is_proven(self, ring: dict[int, bool]) -> bool:
+    def _is_proven(self, ring: dict[int, str]) -> bool:
         locks_only = all(self.waits[thread][0] == "lock" for thread in ring)
-        return not any(ring.values()) or (len(ring) > 1 and locks_only and all(ring.values()))
+        return not any(ring.values()) or (len(ring) > 1 and locks_only and set(ring.values()) == {"bare"})
 
     def orphans(self) -> set[tuple[int, int]]:
         """Return (lock, waiter) for waits that nobody ends: the holder has ended."""
         hops = {thread: self.hop(thread) for thread in self.waits}
-        return {(self.waits[thread][1], thread) for thread, hop in hops.items() if hop and hop[0] in self.ended}
+        ended = {thread: hop for thread, hop in hops.items() if hop and hop[0] in self.ended}
+        return {(self.waits[thread][1], thread) for thread, hop in ended.items() if hop[1] != "try"}

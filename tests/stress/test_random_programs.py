@@ -437,7 +437,7 @@ def run_batch(first: int, count: int) -> int:
     import concagent
     from concagent import judge
 
-    judge.GRACE_NS = 0  # nothing is handed over after a thread's end here
+    judge.GRACE_NS = judge.HAND_OVER_NS = 0  # nothing is handed over after a thread's end here
     agent = concagent.install(log=False, long_wait=0, long_hold=0, socket=False, report_signal="off", files=False)
     tally: Counter[str] = Counter()
     for seed in range(first, first + count):
