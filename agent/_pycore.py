@@ -19,6 +19,10 @@ releaser frees first and unparks the first waiter afterwards, so either the wait
 releaser sees the waiter.  A waiter that leaves without the lock passes the wake-up on.  The parker belongs to the wait and
 not to the thread, because a signal handler can wait inside a wait and would eat the outer wake-up.
 
+Whoever comes by in between may take the lock first: that is faster, but a thread that holds it nearly always would let nobody
+else in, since a waiter needs the GIL to try.  So the first waiter, after 2 ms, and once in 2 ms per lock, asks for the next
+turn while it is parked: the releaser then puts the waiter's hold in the place of its own instead of taking that out.
+
 Assumes    dict.setdefault, del and deque.append/remove of plain objects are atomic.
 Invariants C1 ``cell.state`` is {} or {0: hold}; a hold is created by the thread that acquires and never changed.
            ``cell.extra`` is 0 whenever the state is {}; only the owner changes it.
@@ -28,12 +32,15 @@ Invariants C1 ``cell.state`` is {} or {0: hold}; a hold is created by the thread
            C4 a wait whose own hold is in the cell has been satisfied: it is no edge, whatever the wait stack says.
            C5 nothing here refers to a user's lock object except its own waits (whose frames do so anyway).
            C6 ``chains`` is as long as ``held``, or was cut short by an exception and is made anew at the next acquire.
+           C7 ``cell.turn`` is {} or {0: waiter}, and that one is parked or about to be, first in the queue.  The releaser
+           that takes it out gives it the lock; the waiter that takes itself out can be given nothing any more.
 Not here   no finding is made, nothing is logged, no user code runs: the listener is told and may return an exception.
 Sources    parking_lot RawMutex (park/unpark protocol); CPython Modules/_threadmodule.c (semantics, messages).
 """
 
 from __future__ import annotations
 
+import atexit
 import copyreg
 import opcode
 import os
@@ -68,6 +75,7 @@ WAIT_BUCKETS_NS: Final = (
     60_000_000_000,
 )
 _MASK: Final = (1 << 64) - 1
+_FAIR_NS: Final = 2_000_000  # a waiter of so long may ask for the next turn, once in so long
 
 _getframe = _real.getframe
 _len, _range = len, range  # programs replace builtins, with functions that take locks
@@ -120,13 +128,17 @@ class LockClass:
 class LockCell:
     """What is known of one lock; outlives it in records and reports, and never refers to it."""
 
-    __slots__ = ("acquisitions", "cls", "extra", "guard", "name", "serial", "since_ns", "state", "waiters")
+    __slots__ = (
+        "acquisitions", "asked_ns", "cls", "extra", "guard", "name", "serial", "since_ns", "state", "turn", "waiters",
+    )  # fmt: skip
 
     def __init__(self, cls: LockClass) -> None:
         self.serial = next(_serials)
         self.cls = cls
         self.state: dict[int, Hold] = {}
         self.waiters: deque[Waiter] = deque()
+        self.turn: dict[int, Waiter] = {}
+        self.asked_ns = 0  # when a waiter last asked for the next turn; a waiter writes
         self.extra = 0  # how often an RLock was taken again; the owner writes
         self.acquisitions = 0  # written while held, as is since_ns
         self.since_ns = 0
@@ -164,11 +176,14 @@ class _LockReference(weakref.ref):  # type: ignore[type-arg]  # generic only for
 
 
 class Waiter:
-    """One waiting acquire: its parker, and the exception that a victim is to raise."""
+    """One waiting acquire: its parker, whether it was given the lock, and the exception that a victim is to raise."""
 
-    __slots__ = ("parker", "victim")
+    __slots__ = ("asked", "given", "hold", "parker", "victim")
 
-    def __init__(self) -> None:
+    def __init__(self, hold: Hold) -> None:
+        self.hold = hold
+        self.asked = False  # the waiter writes
+        self.given = False  # the releaser writes
         self.parker = _allocate()
         self.parker.acquire()
         self.victim: BaseException | None = None
@@ -279,6 +294,7 @@ _transparent: set[str] = set()
 _listener: Listener = Listener()
 _recording = False
 _class_limit = 8191
+_ending = False
 
 
 # ---------------------------------------------------------------- records
@@ -337,10 +353,14 @@ def _leave_queues(record: ThreadRecord) -> None:
     """Take a thread out of all queues: in a fork's child the parent's waiters would swallow wake-ups for ever."""
     for wait in record.waits:
         if wait.waiter is not None:
+            cell = wait.resource
+            _ask_no_more(cell, wait.waiter)
             try:
-                wait.resource.waiters.remove(wait.waiter)
+                cell.waiters.remove(wait.waiter)
             except ValueError:
                 pass
+            if cell.state.get(0) is wait.token:  # it was given the lock and never came to know
+                _free(cell)
     record.waits.clear()
 
 
@@ -495,21 +515,42 @@ def wake_victim(wait: Wait, error: BaseException) -> bool:
     return True
 
 
+def _ask_no_more(cell: LockCell, waiter: Waiter) -> None:
+    """Take back what a waiter asked for that cannot do so itself just now: its thread is gone, or in a signal handler."""
+    if cell.turn.get(0) is waiter:
+        waiter.asked = False
+        cell.turn.clear()
+
+
+def _enqueue(cell: LockCell, waiter: Waiter, waits: list[Wait]) -> None:
+    """Put a waiter into the queue: last, but before those of the same thread, which runs a signal handler in them."""
+    mine = [wait.waiter for wait in waits[:-1] if wait.resource is cell and wait.waiter is not None]
+    for outer in mine:
+        _ask_no_more(cell, outer)
+    if mine:
+        cell.waiters.appendleft(waiter)
+    else:
+        cell.waiters.append(waiter)
+
+
 def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user: Any) -> bool:
     """Wait until ``hold`` is in the cell, the time is up, or somebody makes us a victim; True if the lock is ours."""
     record = hold[0]
     recorded = _recording and not record.agent
     deadline = None if timeout < 0 else _clock() + int(timeout * 1e9)
-    waiter = Waiter()
+    waiter = Waiter(hold)
     wait = Wait(cell, deadline is not None, frame.f_code, frame.f_lasti)
     wait.token, wait.waiter, wait.user = hold, waiter, user
     row = _statistics_row(record, cell.cls.serial) if recorded else None
-    state, waiters, waits = cell.state, cell.waiters, record.waits
-    walked = False
+    state, waiters, turn, waits = cell.state, cell.waiters, cell.turn, record.waits
+    walked = due = False
     try:
         waits.append(wait)
         record.epoch += 1
-        waiters.append(waiter)
+        if _len(waits) == 1:
+            waiters.append(waiter)
+        else:
+            _enqueue(cell, waiter, waits)
         while True:
             if state.setdefault(0, hold) is hold:
                 return True
@@ -521,12 +562,36 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
                     error = rings.walk(record)
                     if error is not None:
                         raise error
-            if deadline is None:
-                waiter.parker.acquire()
-            else:
-                left = (deadline - _clock()) / 1e9
-                if left <= 0 or not waiter.parker.acquire(True, left):
-                    return state.setdefault(0, hold) is hold
+            now = _clock()
+            left = -1 if deadline is None else deadline - now
+            if deadline is not None and left <= 0:
+                return False
+            first = waiters and waiters[0] is waiter
+            young = _FAIR_NS - (now - wait.since_ns)
+            if young > 0:
+                left = young if deadline is None or young < left else left
+            elif first and not due and now - cell.asked_ns >= _FAIR_NS:
+                due = True
+                cell.asked_ns = now
+            try:
+                if first and due:
+                    turn[0] = waiter
+                    waiter.asked = True
+                if left < 0:
+                    waiter.parker.acquire()
+                else:
+                    waiter.parker.acquire(True, left / 1e9)
+            finally:
+                try:  # straight, as a release is: from here on the lock is ours, or nobody will give it to us
+                    if waiter.asked:
+                        waiter.asked = False
+                        if turn[0] is waiter:
+                            del turn[0]
+                except KeyError:
+                    while not waiter.given:  # under the GIL it is
+                        pass
+            if waiter.given:
+                return True
     finally:
         # One C call a rung: an exception of a signal handler comes after the call, and the rest is done on the way out.
         record.epoch += 1
@@ -735,13 +800,29 @@ def _grow(cell: LockCell, hold: Hold, links: Links, blocking: bool) -> None:
 
 @_uninterrupted
 def _free(cell: LockCell) -> Hold | None:
-    """Take the hold out of the cell and wake the first waiter; None if there was no hold."""
+    """Take the hold out of the cell and wake the first waiter, or give it the lock; None if there was no hold."""
     try:
         state = cell.state
         hold: Hold = state[0]
-        del state[0]
-        if cell.waiters:
-            cell.waiters[0].parker.release()
+        if not cell.turn:
+            del state[0]
+            if cell.waiters:
+                cell.waiters[0].parker.release()
+        else:
+            try:  # 3.10 does not look before a ``try``
+                heir = cell.turn[0]
+                if not _ending:
+                    del cell.turn[0]
+                    state[0] = heir.hold
+                    heir.given = True
+                    heir.parker.release()
+                else:
+                    del state[0]
+                    heir.parker.release()
+            except KeyError:  # without a GIL: it has just left
+                del state[0]
+                if cell.waiters:
+                    cell.waiters[0].parker.release()
     except KeyError:
         return None
     except (RuntimeError, IndexError):  # already awake; already gone
@@ -890,6 +971,8 @@ class RLock:
                 _take_rlock(self, cell, hold, frame, True, -1)
                 break
             except (DeadlockError, RecursionError, MemoryError):
+                if cell.state.get(0) is hold:  # given at that very moment
+                    cell.extra = depth - 1
                 raise
             except BaseException as error:  # noqa: BLE001 - raised below, when the lock is ours
                 interrupted = error
@@ -1046,6 +1129,13 @@ for _type, _name in ((Lock, "lock"), (RLock, "RLock"), (allocate_lock, "allocate
 # ---------------------------------------------------------------- control
 
 
+@atexit.register
+def _begin_end() -> None:
+    """Give nobody a lock any more: a daemon thread that is parked when the interpreter ends never comes back."""
+    global _ending
+    _ending = True
+
+
 def start(listener: Listener, *, class_limit: int = 8191) -> None:
     """Begin to record; ``listener`` hears of rings, orphans and misuse."""
     global _listener, _recording, _class_limit
@@ -1149,6 +1239,8 @@ def _reinit(cell: LockCell) -> None:
     cell.extra = 0
     cell.state.clear()
     cell.waiters.clear()
+    for waiter in list(cell.turn.values()):
+        _ask_no_more(cell, waiter)
     if hold is not None:
         _popped(hold[0], cell)
 

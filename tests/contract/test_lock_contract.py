@@ -814,3 +814,191 @@ def test_the_listener_hears_nothing_of_what_is_right(twin: Any, recorder: Any) -
     assert (recorder.rings, recorder.misuses, recorder.orphans) == ([], [], [])
     assert rings.find_ring(twin.current_record()) is None
     assert sys.getrefcount(lock) <= 3
+
+
+# ---------------------------------------------------------------- fairness
+
+
+@pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
+@pytest.mark.parametrize("is_recording", [False, True])
+def test_a_thread_that_holds_nearly_always_lets_others_in(
+    twin: Any, request: pytest.FixtureRequest, kind: str, is_recording: bool
+) -> None:
+    if is_recording:
+        request.getfixturevalue("recorder")
+    lock, stop, holds = getattr(twin, kind)(), threading.Event(), [0]
+    needed: list[int] = []
+
+    def hog() -> None:
+        while not stop.is_set():
+            with lock:
+                holds[0] += 1
+                time.sleep(0.01)
+
+    def ask() -> None:
+        for _ in range(5):
+            before = holds[0]
+            with lock:
+                needed.append(holds[0] - before)
+            time.sleep(0.015)  # let the other one have it again
+
+    hogging, asking = (threading.Thread(target=work, daemon=True) for work in (hog, ask))
+    hogging.start()
+    _until(lambda: holds[0] > 1)
+    asking.start()
+    asking.join(20)
+    stop.set()
+    hogging.join(20)
+
+    assert len(needed) == 5
+    assert max(needed) < 50
+    assert lock.acquire(False)
+    lock.release()
+
+
+def test_a_saved_rlock_is_given_to_who_waits(twin: Any, recorder: Any) -> None:
+    lock, stop, passes = twin.RLock(), threading.Event(), [0]
+
+    def hog() -> None:
+        with lock, lock:
+            while not stop.is_set():
+                time.sleep(0.005)
+                saved = lock._release_save()
+                lock._acquire_restore(saved)
+                assert repr(lock).find("count=2") > 0
+
+    def ask() -> None:
+        for _ in range(10):
+            with lock:
+                assert repr(lock).find("count=1") > 0
+                passes[0] += 1
+
+    workers = [threading.Thread(target=work, daemon=True) for work in (hog, ask)]
+    for worker in workers:
+        worker.start()
+    workers[1].join(20)
+    stop.set()
+    workers[0].join(20)
+
+    assert passes == [10]
+    assert lock.acquire(False)
+    lock.release()
+
+
+@pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
+def test_who_gives_up_as_the_lock_is_given_neither_loses_nor_keeps_it(twin: Any, recorder: Any, kind: str) -> None:
+    lock, stop, inside, ends = getattr(twin, kind)(), threading.Event(), [0], {True: 0, False: 0}
+
+    def enter(seconds: float) -> None:
+        inside[0] += 1
+        assert inside[0] == 1
+        time.sleep(seconds)
+        inside[0] -= 1
+
+    def hog() -> None:
+        while not stop.is_set():
+            with lock:
+                enter(0.003)
+
+    def try_for(seconds: float) -> None:
+        while not stop.is_set():
+            got = lock.acquire(timeout=seconds)
+            ends[got] += 1
+            if got:
+                enter(0)
+                lock.release()
+
+    seconds = (0.0028, 0.003, 0.0031, 0.0033)  # as long as the other holds
+    workers = [threading.Thread(target=hog, daemon=True)]
+    workers += [threading.Thread(target=try_for, args=(each,), daemon=True) for each in seconds]
+    for worker in workers:
+        worker.start()
+    time.sleep(2)
+    stop.set()
+    for worker in workers:
+        worker.join(20)
+
+    assert not any(worker.is_alive() for worker in workers)
+    assert ends[True] > 5
+    assert ends[False] > 5
+    assert inside == [0]
+    assert lock.acquire(False)
+    lock.release()
+    assert _waits(twin) == []
+
+
+@needs_timer
+@pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
+def test_who_is_interrupted_as_the_lock_is_given_neither_loses_nor_keeps_it(
+    twin: Any, recorder: Any, kind: str
+) -> None:
+    lock, armed, alarms, passes, holds = getattr(twin, kind)(), False, 0, 0, [0]
+    stop = threading.Event()
+
+    def handler(_signal: int, _frame: Any) -> None:
+        nonlocal armed
+        if armed:
+            armed = False  # once: the clean-up below is not what is tested
+            raise _Alarm
+
+    def hog() -> None:
+        while not stop.is_set():
+            with lock:
+                holds[0] += 1
+                time.sleep(0.003)
+
+    hogging = threading.Thread(target=hog, daemon=True)
+    hogging.start()
+    deadline = time.monotonic() + 2
+    with _Storm(0.0031, handler):
+        while time.monotonic() < deadline:
+            try:
+                armed = True
+                with lock:
+                    passes += 1
+                    armed = False
+            except _Alarm:
+                alarms += 1
+            armed = False
+    before = holds[0]
+    _until(lambda: holds[0] > before + 3)
+    stop.set()
+    hogging.join(20)
+
+    assert alarms > 5
+    assert passes > 5
+    assert not hogging.is_alive()
+    assert lock.acquire(False)
+    lock.release()
+    assert _waits(twin) == []
+
+
+@needs_timer
+def test_a_handler_that_interrupts_a_wait_may_take_the_same_lock(twin: Any, recorder: Any) -> None:
+    lock, stop, entered = twin.allocate_lock(), threading.Event(), []
+
+    def handler(_signal: int, _frame: Any) -> None:
+        if not entered:
+            entered.append(lock.acquire(timeout=10))
+            lock.release()
+
+    def hog() -> None:
+        with lock:
+            time.sleep(0.1)
+        while not stop.is_set():
+            with lock:
+                time.sleep(0.01)
+
+    hogging = threading.Thread(target=hog, daemon=True)
+    hogging.start()
+    _until(lock.locked)
+    with _Storm(0.03, handler), lock:
+        pass
+    stop.set()
+    hogging.join(20)
+
+    assert set(entered) == {True}  # handlers interrupt handlers
+    assert not hogging.is_alive()
+    assert lock.acquire(False)
+    lock.release()
+    assert _waits(twin) == []
