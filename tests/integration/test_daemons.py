@@ -19,9 +19,11 @@ def run(program: str, folder: Path, *options: str, agent: bool = True) -> subpro
     script = folder / "program.py"
     script.write_text(textwrap.dedent(program), encoding="utf-8")
     launcher = ["-m", "concagent", "run", *options] if agent else []
-    done = subprocess.run(
-        [PYTHON, *launcher, str(script)], capture_output=True, text=True, timeout=60, check=False, cwd=folder
-    )
+    command = [PYTHON, *launcher, str(script)]
+    environ = {
+        name: value for name, value in os.environ.items() if name != "CONCAGENT_TEST_PYTHON"
+    }  # no option of ours
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=folder, env=environ)
     done.stderr = re.sub(r"\Aconcagent: metrics on http\S+\n", "", done.stderr)
     return done
 
