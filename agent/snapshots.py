@@ -242,7 +242,8 @@ class _Builder:
         if cell.kind != "lock" or habit == "try":
             return habit
         frame = self.frames.get(hold[0].ident)
-        while frame is not None and frame.f_code is not hold[1]:
+        # A frame that is at the very instruction is about to take the lock, and is not the one that has it.
+        while frame is not None and (frame.f_code is not hold[1] or frame.f_lasti == hold[2]):
             frame = frame.f_back
         if frame is not None:
             return habit
