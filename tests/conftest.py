@@ -13,6 +13,7 @@ import _thread
 import builtins
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,12 @@ else:
 # Bound here, before any test patches them.
 _monotonic = time.monotonic
 _sleep = time.sleep
+
+# A run in the background (``nohup``, ``&``) inherits ignored signals and hands them on; programs under test expect theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long a thread that has been told to end may take to be gone.
 _SETTLE_SECONDS = 5.0
