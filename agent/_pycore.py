@@ -544,6 +544,7 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
     row = _statistics_row(record, cell.cls.serial) if recorded else None
     state, waiters, turn, waits = cell.state, cell.waiters, cell.turn, record.waits
     walked = due = False
+    woken = True
     try:
         waits.append(wait)
         record.epoch += 1
@@ -552,7 +553,8 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
         else:
             _enqueue(cell, waiter, waits)
         while True:
-            if state.setdefault(0, hold) is hold:
+            # Who only looked whether it is time to ask does not take the lock before those that wait longer.
+            if (woken or not waiters or waiters[0] is waiter) and state.setdefault(0, hold) is hold:
                 return True
             if waiter.victim is not None:
                 raise waiter.victim
@@ -565,7 +567,7 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
             now = _clock()
             left = -1 if deadline is None else deadline - now
             if deadline is not None and left <= 0:
-                return False
+                return state.setdefault(0, hold) is hold
             first = waiters and waiters[0] is waiter
             young = _FAIR_NS - (now - wait.since_ns)
             if young > 0:
@@ -577,10 +579,7 @@ def _wait_for(cell: LockCell, hold: Hold, timeout: float, frame: FrameType, user
                 if first and due:
                     turn[0] = waiter
                     waiter.asked = True
-                if left < 0:
-                    waiter.parker.acquire()
-                else:
-                    waiter.parker.acquire(True, left / 1e9)
+                woken = waiter.parker.acquire() if left < 0 else waiter.parker.acquire(True, left / 1e9)
             finally:
                 try:  # straight, as a release is: from here on the lock is ours, or nobody will give it to us
                     if waiter.asked:
