@@ -362,12 +362,28 @@ def _write_stderr(text: str) -> None:
 def _die_of_sigint_at_exit() -> None:
     """Have the interpreter kill the process by SIGINT once it is torn down, as after a plain Ctrl-C.
 
-    It does so if the last *string* that was executed raised KeyboardInterrupt; executing a code object does not count.
+    It does so if the last *string* that was executed raised KeyboardInterrupt; executing a code object does not count.  Other
+    threads count, too: one that loads a module in which a named tuple is made would undo it.  So it is done once more by
+    `_interrupt_again`, when the agent's threads have ended.
     """
+    _died.append(True)
+    _raise_in_a_string()
+
+
+def _raise_in_a_string() -> None:
     try:
         exec("raise KeyboardInterrupt", {})
     except KeyboardInterrupt:
         pass
+
+
+_died: list[bool] = []
+
+
+def _interrupt_again() -> None:
+    """Run as the last of all exit callbacks."""
+    if _died:
+        _raise_in_a_string()
 
 
 def load(plan: Plan) -> Program:
@@ -593,7 +609,8 @@ def install(options: dict[str, Any]) -> None:
 
     from concagent import bootstrap
 
-    # Registered before the agent's own callback, so it runs after it: findings made at exit count too.
+    # Registered before the agent's own callback, so they run after it: findings made at exit count too.
+    atexit.register(_interrupt_again)
     gate = _FailGate()
     atexit.register(gate.check)
     agent = bootstrap.install(**options)
