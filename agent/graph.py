@@ -219,7 +219,7 @@ def resource_allocation_graph(snapshot: Snapshot) -> Any:
     """
     import networkx
 
-    graph = networkx.DiGraph()
+    graph: Any = networkx.DiGraph()
     actors = {actor.serial: actor.id for actor in snapshot.actors}
     resources = {resource.serial: resource.id for resource in snapshot.resources}
     for actor in snapshot.actors:
@@ -240,7 +240,7 @@ def wait_for_graph(snapshot: Snapshot) -> Any:
     """Return the WFG as ``networkx.DiGraph``: the RAG with resources contracted, actor -> actor, ``resource`` on the edge."""
     import networkx
 
-    graph = networkx.DiGraph()
+    graph: Any = networkx.DiGraph()
     actors = {actor.serial: actor.id for actor in snapshot.actors}
     for actor in snapshot.actors:
         graph.add_node(actor.id, name=actor.name, state=actor.state, type=actor.type)
