@@ -113,7 +113,8 @@ def findings() -> tuple[Finding, ...]:
 def on_finding(callback: Callable[[Finding], object]) -> None:
     """Call ``callback`` with each new finding, on a thread of the agent; one that raises is removed.
 
-    It may be given before ``install``.
+    It may be given before ``install``.  All signals are blocked on that thread, and a process that the callback starts
+    inherits that: give it its own mask (``signal.pthread_sigmask`` before, or in the child).
     """
     from concagent import bootstrap
 
