@@ -544,7 +544,8 @@ class TestLikeTheOriginal:
 
         theirs, ours = originals()[which]
 
-        assert answer(theirs) == answer(ours)
+        # 3.10 names the type in such a message only for methods that are called as ours are, the faster way.
+        assert answer(theirs) == answer(ours) or (sys.version_info < (3, 11) and "keyword arguments" in answer(ours))
 
 
 def test_a_subclass_can_say_how_it_is_copied() -> None:
