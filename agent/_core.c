@@ -414,6 +414,8 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 }
 
 static PyMethodDef core_methods[] = {
+    {"signal_register", core_signal_register, METH_VARARGS, "Write a byte into a descriptor at each signal."},
+    {"signal_unregister", core_signal_unregister, METH_VARARGS, "Put back what handled the signal before."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
     {"start", (PyCFunction)(void (*)(void))core_start, METH_VARARGS | METH_KEYWORDS, "Begin to record."},
     {"stop", core_stop, METH_NOARGS, "Stop recording; locks that exist go on as plain locks."},

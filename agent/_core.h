@@ -240,6 +240,10 @@ void Record_end_waits(Record *record, Py_ssize_t from);
 void Record_leave_queues(Record *record);
 extern PyType_Spec Wait_spec;
 
+/* _core_signal.c */
+PyObject *core_signal_register(PyObject *module, PyObject *args);
+PyObject *core_signal_unregister(PyObject *module, PyObject *args);
+
 /* _core_lock.c */
 void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);
 void tell_misuse(const char *detail, Lock *lock, PyObject *hold);

@@ -103,3 +103,23 @@ def stop() -> None:
     """Stop recording; locks that exist go on as plain locks."""
     implementation.stop()
     rings.listen(None)
+
+
+class _SignalHandler:
+    """The C core's handler, with the two functions of ``faulthandler`` that it stands in for."""
+
+    def register(self, signum: int, *, file: int, all_threads: bool, chain: bool) -> None:  # noqa: ARG002 - faulthandler's
+        """Write a byte into ``file`` at each signal; again to change the descriptor."""
+        implementation.signal_register(signum, file, chain)
+
+    def unregister(self, signum: int) -> bool:
+        """Put back what handled the signal before."""
+        return bool(implementation.signal_unregister(signum))
+
+
+def signal_handler() -> Any:
+    """Return what can install a C-level handler for the report signal, None if this twin cannot.
+
+    ``faulthandler`` is the other way; its handler walks the frames of the interrupted thread, which crashes on some versions.
+    """
+    return _SignalHandler() if NAME == "c" else None

@@ -1,8 +1,8 @@
 """A signal that asks for a report and is heard even when the main thread is stuck.
 
 A handler set by ``signal.signal`` runs when the main thread executes Python code again; that of a process worth asking may never
-do so.  What runs at once is the C-level handler, and the standard library has one that may be installed with a file of our
-choice: ``faulthandler.register``.  We give it the write end of a pipe whose read end the monitor polls.  What it writes, a
+do so.  What runs at once is the C-level handler.  The C core has one; for the Python core the standard library has one that
+may be installed with a file of our choice: ``faulthandler.register``.  We give it the write end of a pipe whose read end the monitor polls.  What it writes, a
 traceback, is of no interest; that something was written is the message.  The pipe does not block, so a handler never waits for
 us: when it is full, a request is pending anyway, and a hundred signals ask for one report.
 
@@ -30,6 +30,7 @@ import sys
 import threading
 from typing import Any
 
+from concagent import core
 from concagent._real import get_ident, get_signal, open_file, signal_signal
 from concagent.descriptors import Pipe
 from concagent.errors import PatchError
@@ -60,7 +61,7 @@ class ReportSignal:
             raise PatchError(
                 f"cannot listen to {self._name}: this system has no faulthandler.register; use concagent report PID"
             )
-        self._faulthandler: Any = faulthandler
+        self._faulthandler: Any = core.signal_handler() or faulthandler
         try:
             self._before: Any = get_signal(signum)
         except ValueError as error:
