@@ -193,7 +193,8 @@ def read_source_line(file: str, line: int) -> str:
     What ``linecache`` already knows is taken from there, since only it knows the sources of notebooks and doctests; but
     it is not asked to read: it would do so with the program's ``open``, which we watch.
     """
-    if line < 1:
+    # Every source that is executed as a string has that name; since 3.13 `python -c` puts its own there.
+    if line < 1 or file == "<string>":
         return ""
     linecache: Any = sys.modules.get("linecache")  # which knows nothing unless somebody has used it
     known: Any = linecache.cache.get(file) if linecache is not None else None
