@@ -2,9 +2,10 @@
 
 A handler set by ``signal.signal`` runs when the main thread executes Python code again; that of a process worth asking may never
 do so.  What runs at once is the C-level handler.  The C core has one; for the Python core the standard library has one that
-may be installed with a file of our choice: ``faulthandler.register``.  We give it the write end of a pipe whose read end the monitor polls.  What it writes, a
-traceback, is of no interest; that something was written is the message.  The pipe does not block, so a handler never waits for
-us: when it is full, a request is pending anyway, and a hundred signals ask for one report.
+may be installed with a file of our choice: ``faulthandler.register``.  We give it the write end of a pipe whose read
+end the monitor polls.  What it writes, a traceback, is of no interest; that something was written is the message.
+The pipe does not block, so a handler never waits for us: when it is full, a request is pending anyway, and a hundred
+signals ask for one report.
 
 The former disposition comes back on ``close``.  A handler that the program had is chained: it runs after ours, and system
 calls are interrupted as they were before us.  Where there was none, ours is installed with ``SA_RESTART``; so the signal
