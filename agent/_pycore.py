@@ -84,7 +84,6 @@ _allocate = _real.allocate_lock
 _ident = _real.get_ident
 _tls: Any = _real.ThreadLocal()
 
-RawSite = tuple["CodeType", int]
 # record, code, offset, entered by ``with`` (or by the standard library, which releases what it takes)
 Hold = tuple["ThreadRecord", "CodeType | None", int, bool]
 # what a held stack grows by, made before the lock is taken: [cell], [chain], is the chain new
