@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from concagent import _real
@@ -63,5 +64,6 @@ def pause(seconds: float) -> None:
 
 
 def finish(text: str = "DONE") -> None:
-    """Say that the program came through."""
+    """Say that the program came through, after what it printed."""
+    sys.stdout.flush()
     os.write(1, text.encode() + b"\n")
