@@ -307,8 +307,10 @@ Lock_wait(Lock *self, Record *record, int64_t timeout_ns, int interruptible, Sit
     /* The walk is Python code and stands in no queue, for the reason given at run_handlers. */
     if (timeout_ns >= 0 || !core.recording || record->agent || !is_worth_a_walk(self, record) ||
         Wait_walk(record) == 0) {
+        /* A signal that came up to here would not end the park, and an alarm comes only once. */
+        result = interruptible ? PyErr_CheckSignals() : 0;
         enqueue(self, wait, 0);
-        for (;;) {
+        while (result >= 0) {
             if (can_take(self, wait)) {
                 result = 1;
                 break;
