@@ -8,7 +8,8 @@ nothing changes.  Who is left can be freed by no order of releases.
 
 Reduction assumes the best of the living: a live actor is supposed to release what it holds, and to signal any condition,
 event, queue or semaphore.  So the residue is never too large, and "nobody left to signal" needs that nobody is alive at
-all.  ``signals=False`` asks the sharper question, whether those who *hold* could end the waits; its answer is a suspicion.
+all.  ``reached`` takes away what the living can do to objects that nothing refers to any more: still a proof.
+``signals=False`` asks whether those who hold, or have signalled before, could end the waits; its answer is a suspicion.
 
 Invariants R1 an actor in the residue waits untimed, and everybody who could end its wait is in the residue or has ended.
            R2 the residue of a larger set of live actors is a subset (monotone), so a missed edge loses, never invents.
@@ -22,10 +23,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from concagent.errors import InvariantError
-from concagent.model import SINGLE_HOLDER_KINDS, AssignmentEdge, RequestEdge, Snapshot
+from concagent.model import AssignmentEdge, RequestEdge, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 _WAITING = frozenset({"blocked", "agent"})  # states whose untimed request is a wait
 
@@ -59,8 +60,7 @@ def successors(snapshot: Snapshot) -> dict[int, int]:
     result = {}
     for edge in snapshot.requests:
         held_by = holders.get(edge.resource, ())
-        resource = resources[edge.resource]
-        single = resource.kind in SINGLE_HOLDER_KINDS and not resource.signal_mode
+        single = resources[edge.resource].has_one_holder
         if single and not edge.timed and len(held_by) == 1 and held_by[0].holder not in ended:
             result[edge.actor] = held_by[0].holder
     return result
@@ -105,13 +105,16 @@ def behind(snapshot: Snapshot, members: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def reduce(snapshot: Snapshot, *, signals: bool = True) -> frozenset[int]:
-    """Return the actors that no order of releases can unblock.
+def reduce(snapshot: Snapshot, *, signals: bool = True, reached: Collection[int] | None = None) -> frozenset[int]:
+    """Return the actors that no order of releases and signals can unblock.
 
     Args:
         snapshot: Need not be confirmed; then the answer is a suspicion.
-        signals: True supposes that any live actor may signal anything and release any bare or signal-mode Lock; False
-            that permits come back from their holders only (conditions, events, barriers and queues are freed either way).
+        signals: True supposes that any live actor may signal anything and release any bare or signal-mode Lock.  False asks
+            the sharper question, whether those could go on of whom we *know* that they end such waits: permits come back
+            from their holders, signals from who has given them before.  Where nobody is known, anybody will do.
+        reached: Serials of the resources that somebody alive, or a global, still refers to, as the reachability proof found
+            them; to others no stranger can do anything.  None: not asked, all of them count as reached.
 
     Returns:
         Serials of the residue, empty in the good case.  Holds those stuck *behind* a ring too; see ``find_rings``.
@@ -120,7 +123,7 @@ def reduce(snapshot: Snapshot, *, signals: bool = True) -> frozenset[int]:
         InvariantError: An edge names an unknown serial (P1).
     """
     try:
-        return _Reduction(snapshot, signals).run()
+        return _Reduction(snapshot, signals, reached).run()
     except KeyError as error:
         raise InvariantError(f"P1: an edge names serial {error}, which is not listed") from error
 
@@ -150,17 +153,27 @@ class _Reduction:
 
     Who is not ``ended`` and has no untimed wait in the picture can go on, whatever his state says: a wait that the two
     readings did not agree on is no wait.  Our own threads release what a callback took, but they signal nobody.
+
+    A wait is looked at again when something happens that may end it: one of its holders goes on (``left`` counts those
+    that still must, where all of them must), a known signaller goes on, or the first actor at all does (``anybody``).
     """
 
-    def __init__(self, snapshot: Snapshot, signals: bool) -> None:
+    def __init__(self, snapshot: Snapshot, signals: bool, reached: Collection[int] | None) -> None:
         self.signals = signals
+        self.reached = reached
         self.states = {actor.serial: actor.state for actor in snapshot.actors}
         self.resources = {resource.serial: resource for resource in snapshot.resources}
         self.holders = _holders(snapshot)
-        self.held_by: dict[int, list[AssignmentEdge]] = defaultdict(list)
+        self.held_by: dict[int, list[int]] = defaultdict(list)
         for holds in self.holders.values():
             for held in holds:
-                self.held_by[held.holder].append(held)
+                self.held_by[held.holder].append(held.resource)
+        self.left = {resource: len({held.holder for held in holds}) for resource, holds in self.holders.items()}
+        self.signals_of: dict[int, list[int]] = defaultdict(list)
+        self.known_signallers: dict[int, set[int]] = defaultdict(set)
+        for signal in snapshot.signals:
+            self.signals_of[signal.actor].append(signal.resource)
+            self.known_signallers[signal.resource].add(signal.actor)
         self.blocked = {e.actor: e for e in snapshot.requests if not e.timed and self.states[e.actor] in _WAITING}
         self.waiters: dict[int, list[int]] = defaultdict(list)
         for request in self.blocked.values():
@@ -180,25 +193,33 @@ class _Reduction:
             if not self.anybody and self.states[actor] != "agent":
                 self.anybody = True
                 self.work += [e.actor for e in self.blocked.values() if self._anybody_can_end(e)]
-            for held in self.held_by[actor]:
-                self.work += self.waiters.pop(held.resource, ())
+            for resource in set(self.held_by.pop(actor, ())):
+                self.left[resource] -= 1
+                if self.resources[resource].ends != "all-holders" or self.left[resource] == 0:
+                    self.work += self.waiters.pop(resource, ())
+            for resource in self.signals_of.pop(actor, ()):
+                if self.resources[resource].ends != "holder" and (self.reached is None or resource in self.reached):
+                    self.work += self.waiters.pop(resource, ())
         return frozenset(serial for serial in self.blocked if self.states[serial] == "blocked")
 
     def _ends_by_itself(self, edge: RequestEdge) -> bool:
-        """A free unit, or a single-holder resource whose holder nobody knows: foreign code may hold and release it."""
+        """A free unit, or a resource to be let go whose holder nobody knows: foreign code may hold and release it."""
         resource = self.resources[edge.resource]
-        if resource.kind in SINGLE_HOLDER_KINDS:
+        if resource.ends in {"holder", "all-holders"}:
             return edge.resource not in self.holders and not resource.signal_mode
-        return bool(resource.kind == "semaphore" and resource.permits)
+        return bool(resource.ends == "any-holder" and resource.permits)
 
     def _anybody_can_end(self, edge: RequestEdge) -> bool:
+        """Return whether it takes no more than one actor that goes on, whoever it is."""
         resource = self.resources[edge.resource]
         held_by = self.holders.get(edge.resource, ())
-        if resource.kind in SINGLE_HOLDER_KINDS:
-            return resource.signal_mode or (self.signals and any(may_be_signal(edge, hold) for hold in held_by))
-        if resource.kind == "semaphore" and not self.signals:
-            return resource.signal_mode or not held_by
-        return True
+        within_reach = self.reached is None or edge.resource in self.reached
+        if resource.ends in {"holder", "all-holders"}:
+            bare = self.signals and any(may_be_signal(edge, hold) for hold in held_by)
+            return within_reach and (resource.signal_mode or bare)
+        if resource.ends == "any-holder" and held_by and (not self.signals or resource.ended_by):
+            return within_reach and resource.signal_mode
+        return within_reach and (self.signals or not self.known_signallers.get(edge.resource))
 
 
 def _holders(snapshot: Snapshot) -> dict[int, list[AssignmentEdge]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from concagent.words import CONFIDENCES as CONFIDENCES
+from concagent.words import ENDED_BY as ENDED_BY
 from concagent.words import KINDS as KINDS
 from concagent.words import SCHEMA as SCHEMA
 from concagent.words import SINGLE_HOLDER_KINDS as SINGLE_HOLDER_KINDS
@@ -84,7 +85,9 @@ class Resource:
 
     ``name`` is the given or found name, ``created`` the site that made it (None: before us).  ``signal_mode`` says that
     whoever waits for it may be released by somebody who does not hold it.  ``permits`` is the number of free units of a
-    semaphore, the number of missing parties of a barrier, None elsewhere.
+    semaphore, the number of missing parties of a barrier, None elsewhere.  ``ended_by`` overrides what `words.ENDED_BY`
+    says of the kind: a future that a worker runs ends by its holder, one that nobody runs by a signal.  ``detail`` is what
+    a report should say of it beyond its name: "full, 10 of 10", "3 of 4 tasks not done".
     """
 
     serial: int
@@ -93,6 +96,18 @@ class Resource:
     created: CallSite | None
     signal_mode: bool = False
     permits: int | None = None
+    ended_by: str | None = None
+    detail: str | None = None
+
+    @property
+    def ends(self) -> str:
+        """Return what ends a wait for it, one of the values of `words.ENDED_BY`, ``signal`` for kinds that are not there."""
+        return self.ended_by or ENDED_BY.get(self.kind, "signal")
+
+    @property
+    def has_one_holder(self) -> bool:
+        """Return whether its one holder alone can end a wait for it."""
+        return self.ends == "holder" and not self.signal_mode
 
     @property
     def id(self) -> str:
@@ -144,6 +159,15 @@ class AssignmentEdge:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalEdge:
+    """An actor has ended waits for a resource before (``times``), by notifying, setting, putting, taking or releasing."""
+
+    resource: int
+    actor: int
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One immutable, consistent picture of who holds what and who waits for what.
 
@@ -160,6 +184,7 @@ class Snapshot:
     untracked_locks: int = 0
     foreign_threads: int = 0
     process_name: str = ""
+    signals: tuple[SignalEdge, ...] = ()
 
     def wall(self, monotonic_ns: int) -> float:
         """Return the wall-clock seconds of a monotonic reading."""

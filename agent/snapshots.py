@@ -27,6 +27,7 @@ from concagent.model import (
     CallSite,
     RequestEdge,
     Resource,
+    SignalEdge,
     Snapshot,
     StackFrame,
 )
@@ -109,14 +110,19 @@ def take(
         named: False for a picture that is only judged and shown to nobody: finding names costs more than all the rest.
     """
     records = [r for r in core.records() if only is None or r.serial in only]
+    sources = state.sources() if only is None else ()
     first = [_read(record) for record in records]
+    read_once = [source.read() for source in sources]
     second = [_read(record) for record in records]
+    read_twice = [source.read() for source in sources]
     now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
     frames = _real.current_frames()
     try:
-        builder = _Builder(frames, stacks, stack_limit, named)
+        builder = Builder(frames, stacks, stack_limit, named)
         for record, one, two in zip(records, first, second, strict=True):
             builder.add_record(record, two, _same(one, two))
+        for source, once, twice in zip(sources, read_once, read_twice, strict=True):
+            source.add(builder, once, twice)
         if only is None:
             builder.add_unknown_threads({record.ident for record in records})
         return builder.build(now_ns, wall)
@@ -128,7 +134,7 @@ def take(
 
 def of_event(event: state.MisuseEvent) -> Snapshot:
     """Return the small picture of one misuse: the thread to blame with its stack then, the lock, and its holder."""
-    builder = _Builder({}, False, 0)
+    builder = Builder({}, False, 0)
     record = event.record
     builder.actors[record.serial] = Actor(
         record.serial,
@@ -159,12 +165,17 @@ def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     return one[0] == two[0] and one[1] is two[1] and one[2] is two[2]
 
 
-class _Builder:
-    """Collects the parts of one snapshot."""
+class Builder:
+    """Collects the parts of one snapshot; a source (see `state.add_source`) adds what the core does not know.
+
+    Serials of actors that are not threads, and of resources, come from ``core.next_serial()``; an actor's must be more than
+    ``state.ACTOR_SERIALS``, where those of threads end.
+    """
 
     def __init__(
         self, frames: dict[int, FrameType], stacks: bool | Collection[int], limit: int, named: bool = True
     ) -> None:
+        """Begin with the frames of the moment; the rest is as in `take`."""
         self.frames = frames
         self.stacks = stacks
         self.limit = limit
@@ -174,7 +185,28 @@ class _Builder:
         self.resources: dict[int, Resource] = {}
         self.requests: list[RequestEdge] = []
         self.assignments: dict[tuple[int, int], AssignmentEdge] = {}
+        self.signals: dict[tuple[int, int], SignalEdge] = {}
         self.unknown = 0
+
+    def add_actor(self, actor: Actor) -> None:
+        """List an actor that is no thread of ours."""
+        self.actors[actor.serial] = actor
+
+    def put_resource(self, resource: Resource) -> None:
+        """List a resource as it is described."""
+        self.resources[resource.serial] = resource
+
+    def request(self, edge: RequestEdge) -> None:
+        """Add what a listed actor waits for; the resource is listed by its caller."""
+        self.requests.append(edge)
+
+    def hold(self, edge: AssignmentEdge) -> None:
+        """Add who holds a resource; both are listed by the caller."""
+        self.assignments[edge.resource, edge.holder] = edge
+
+    def signal(self, edge: SignalEdge) -> None:
+        """Add who has ended waits for a resource before; both are listed by the caller."""
+        self.signals[edge.resource, edge.actor] = edge
 
     def add_record(self, record: Any, reading: tuple[Any, ...], stable: bool) -> None:
         """Add an actor with what it holds and, if both readings agree, what it waits for."""
@@ -207,9 +239,11 @@ class _Builder:
             self.assign(resource, hold)
         for holder, depth in list(getattr(resource, "holders", {}).items()):
             if depth > 0:
-                edge = AssignmentEdge(resource.serial, holder.serial, None, depth, None)
-                self.assignments[resource.serial, holder.serial] = edge
+                self.hold(AssignmentEdge(resource.serial, holder.serial, None, depth, None))
                 self._add_holder(holder)
+        for signaller, times in list(getattr(resource, "signallers", {}).items()):
+            self.signal(SignalEdge(resource.serial, signaller.serial, times))
+            self._add_holder(signaller)
 
     def _state(self, record: Any, wait: Any, stable: bool, gone: bool) -> str:
         if record.agent:
@@ -281,7 +315,7 @@ class _Builder:
             thread = _real.find_thread(ident)
             native = getattr(thread, "native_id", None)
             name = thread.name if thread is not None else f"thread-{native or ident}"
-            serial = 1_000_000_000 + self.unknown
+            serial = state.ACTOR_SERIALS - self.unknown
             stack = stack_frames(frame, self.limit) if self.stacks is True else ()
             daemon = thread.daemon if thread is not None else True
             self.actors[serial] = Actor(serial, "thread", self.pid, native, name, daemon, "live", stack)
@@ -296,6 +330,7 @@ class _Builder:
             resources=tuple(sorted(self.resources.values(), key=lambda r: r.serial)),
             requests=tuple(sorted(self.requests, key=lambda e: e.actor)),
             assignments=tuple(sorted(self.assignments.values(), key=lambda e: (e.resource, e.holder))),
+            signals=tuple(sorted(self.signals.values(), key=lambda e: (e.resource, e.actor))),
             untracked_locks=state.untracked_locks,
             foreign_threads=max(0, _native_threads() - len(self.frames)),
         )
@@ -311,7 +346,9 @@ def describe_resource(cell: Any, wait: Any = None, *, named: bool = True) -> Res
     name = cell.name or (naming.name_of(target, created, wait) if named else None)
     permits = _permits(cell.kind, target)
     signal = cell.cls.signal if hasattr(cell, "cls") else bool(getattr(cell, "foreign", True) and cell.kind != "thread")
-    return Resource(cell.serial, cell.kind, name, created, signal, permits)
+    ended_by, detail = getattr(cell, "ended_by", None), getattr(cell, "detail", None)
+    text = detail(target) if callable(detail) and target is not None else None
+    return Resource(cell.serial, cell.kind, name, created, signal, permits, ended_by, text)
 
 
 def _permits(kind: str, target: Any) -> int | None:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from concagent import _real, core
 from concagent.discipline import discipline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import CodeType, FrameType
 
 EVENT_LIMIT: Final = 10_000
+ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of other actors are above
 STACK_LIMIT: Final = 100
 _CELL: Final = "_concagent_cell"
 
@@ -33,7 +34,19 @@ RawStack = tuple[tuple[Any, int], ...]
 class SyncCell:
     """A condition, semaphore, event, barrier or queue that somebody waited for; kept in the object's ``__dict__``."""
 
-    __slots__ = ("code", "foreign", "holders", "kind", "lasti", "name", "reference", "serial")
+    __slots__ = (
+        "code",
+        "detail",
+        "ended_by",
+        "foreign",
+        "holders",
+        "kind",
+        "lasti",
+        "name",
+        "reference",
+        "serial",
+        "signallers",
+    )
 
     def __init__(self, kind: str, target: object) -> None:
         """Describe ``target``, without keeping it alive."""
@@ -45,6 +58,10 @@ class SyncCell:
         self.reference = _real.weak_reference(target)
         # Permits of a semaphore: each key is written by its own thread only.
         self.holders: dict[Any, int] = {}
+        # Who has ended waits here before, and how often; each key is written by the thread that was woken.
+        self.signallers: dict[Any, int] = {}
+        self.ended_by: str | None = None  # where it differs from what `words.ENDED_BY` says of the kind
+        self.detail: Callable[[Any], str | None] | None = None  # target -> what a report should add to its name
         self.foreign = False  # set once: somebody gave back a permit that he had not taken
 
     def hold_seen_by(self, wait: Any) -> None:
@@ -102,6 +119,43 @@ def existing_cell(target: Any) -> Any:
     """Return the cell of a lock, condition, thread ... if it has one, else None."""
     cell = core.cell_of(target)
     return cell if cell is not None else getattr(target, "__dict__", {}).get(_CELL)
+
+
+# ---------------------------------------------------------------- actors and resources that the core does not know
+
+
+class Source(Protocol):
+    """Adds actors, resources and edges to each snapshot: tasks, other processes.  Called on the snapshot's thread.
+
+    `read` is called twice and copies what may change meanwhile; `add` gets both readings and adds a wait only if they agree
+    on it.  Neither may take a lock, wait, or run code of the program.
+    """
+
+    def read(self) -> Any:
+        """Return what is to be compared."""
+
+    def add(self, builder: Any, one: Any, two: Any) -> None:
+        """Add what both readings agree on to a ``snapshots.Builder``."""
+
+
+_sources: tuple[Source, ...] = ()
+
+
+def sources() -> tuple[Source, ...]:
+    """Return the sources that snapshots are made from, beside the core."""
+    return _sources
+
+
+def add_source(source: Source) -> None:
+    """Add a source; hooks do this when they are installed."""
+    global _sources
+    _sources = (*_sources, source)
+
+
+def remove_source(source: Source) -> None:
+    """Remove a source, if it is there."""
+    global _sources
+    _sources = tuple(one for one in _sources if one is not source)
 
 
 # ---------------------------------------------------------------- events

@@ -27,5 +27,27 @@ KINDS: Final = (
 )
 CONFIDENCES: Final = ("proven", "suspected", "potential", "hint")
 
+# What ends a wait for a resource of this kind, where the resource does not say otherwise (``Resource.ended_by``):
+#   holder       its one holder, by letting go or by ending
+#   any-holder   any one of its holders: a permit that comes back, a worker that gets free
+#   all-holders  all of its holders: the readers that a writer waits for
+#   parties      the arrival of those that are missing
+#   signal       whoever notifies, sets, puts, takes or completes
+ENDED_BY: Final = {
+    "lock": "holder",
+    "rlock": "holder",
+    "thread": "holder",
+    "process": "holder",
+    "task": "holder",
+    "import-lock": "holder",
+    "file-lock": "holder",
+    "mp-lock": "holder",
+    "mp-rlock": "holder",
+    "semaphore": "any-holder",
+    "mp-semaphore": "any-holder",
+    "pool": "any-holder",
+    "barrier": "parties",
+    "mp-barrier": "parties",
+}
 # Kinds of resources whose one holder alone can end a wait for them.
-SINGLE_HOLDER_KINDS: Final = frozenset({"lock", "rlock", "thread"})
+SINGLE_HOLDER_KINDS: Final = frozenset(kind for kind, how in ENDED_BY.items() if how == "holder")

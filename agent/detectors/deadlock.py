@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from concagent import graph
 from concagent.detectors.evidence import Scene, common_kind, names, short
-from concagent.model import SINGLE_HOLDER_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -158,7 +157,7 @@ def _group_finding(
     scene: Scene, group: frozenset[int], cycle: frozenset[int], doubt: str | None, suspected: bool
 ) -> Finding:
     kinds_of = {serial: scene.resources[scene.requests[serial].resource].kind for serial in group}
-    only_events = frozenset(s for s, kind in kinds_of.items() if kind not in SINGLE_HOLDER_KINDS)
+    only_events = frozenset(s for s in group if scene.resources[scene.requests[s].resource].ends != "holder")
     members = sorted(cycle or only_events or group)
     kind = "deadlock" if cycle else "stall"
     roles = dict.fromkeys(members, "member")

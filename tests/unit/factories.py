@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot, StackFrame
+from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, SignalEdge, Snapshot, StackFrame
 
 PID = 4711
 
@@ -33,8 +33,12 @@ def holds(holder: int, held: int, discipline: str = "owned", **fields: Any) -> A
     return AssignmentEdge(held, holder, discipline=discipline, **{**known, **fields})
 
 
+def signals(actor: int, signalled: int, times: int = 1) -> SignalEdge:
+    return SignalEdge(signalled, actor, times)
+
+
 def snapshot(
-    *edges: RequestEdge | AssignmentEdge,
+    *edges: RequestEdge | AssignmentEdge | SignalEdge,
     states: dict[int, str] | None = None,
     kinds: dict[int, str] | None = None,
     actors: tuple[Actor, ...] = (),
@@ -48,7 +52,9 @@ def snapshot(
     """
     requests = [edge for edge in edges if isinstance(edge, RequestEdge)]
     assignments = [edge for edge in edges if isinstance(edge, AssignmentEdge)]
+    given = [edge for edge in edges if isinstance(edge, SignalEdge)]
     known_actors = {serial: actor(serial) for serial in (edge.holder for edge in assignments)}
+    known_actors.update({edge.actor: actor(edge.actor) for edge in given})
     known_actors.update({e.actor: actor(e.actor, "timed" if e.timed else "blocked") for e in requests})
     known_actors.update({serial: actor(serial, state) for serial, state in (states or {}).items()})
     known_actors.update({one.serial: one for one in actors})
@@ -61,6 +67,7 @@ def snapshot(
         resources=tuple(sorted(known_resources.values(), key=lambda one: one.serial)),
         requests=tuple(sorted(requests, key=lambda edge: edge.actor)),
         assignments=tuple(sorted(assignments, key=lambda edge: (edge.resource, edge.holder))),
+        signals=tuple(sorted(given, key=lambda edge: (edge.resource, edge.actor))),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from factories import actor, holds, resource, ring_of, snapshot, waits
+from factories import actor, holds, resource, ring_of, signals, snapshot, waits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -258,7 +258,8 @@ def test_a_picture_against_a_rule_is_refused(changes, rule):
 
 # ---------------------------------------------------------------- random pictures
 
-KINDS = ("lock", "rlock", "thread", "semaphore", "condition", "event")
+KINDS = ("lock", "rlock", "thread", "semaphore", "condition", "event", "barrier", "future")
+ENDED_BY = {"future": ("any-holder", "signal"), "lock": (None, None, None, "all-holders")}
 DISCIPLINES = ("owned", "finally", "later", "bare")
 
 
@@ -271,12 +272,13 @@ def pictures(draw) -> Snapshot:
     for serial in range(10, 10 + draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(KINDS))
         permits = draw(st.sampled_from((0, 0, 1))) if kind == "semaphore" else None
-        resources.append(
-            resource(serial, kind, signal_mode=draw(st.sampled_from((False, False, True))), permits=permits)
-        )
-        most = 1 if kind in SINGLE_HOLDER_KINDS else 3
+        ended_by = draw(st.sampled_from(ENDED_BY.get(kind, (None,))))
+        mode = draw(st.sampled_from((False, False, True)))
+        resources.append(resource(serial, kind, signal_mode=mode, permits=permits, ended_by=ended_by))
+        most = 1 if resources[-1].ends == "holder" else 3
         holders = draw(st.sets(st.sampled_from(actors), max_size=most))
         edges += [holds(holder, serial, draw(st.sampled_from(DISCIPLINES))) for holder in holders]
+        edges += [signals(one, serial) for one in draw(st.sets(st.sampled_from(actors), max_size=2))]
     states = {}
     for serial in actors:
         states[serial] = draw(st.sampled_from(("blocked", "blocked", "blocked", "live", "timed", "ended", "agent")))
@@ -334,7 +336,7 @@ def test_behind_are_the_others_that_reach_a_member(picture, members):
     assert found == tuple(sorted({a for a, b in reach if b in members} - members))
 
 
-def can_go_on(picture: Snapshot, serial: int, freed: frozenset[int], signals: bool) -> bool:
+def can_go_on(picture: Snapshot, serial: int, freed: frozenset[int], sharp: bool, reached: set[int] | None) -> bool:
     """Return whether one actor can go on, once those in ``freed`` have released everything."""
     state = picture.actor(serial).state
     request = next((edge for edge in picture.requests if edge.actor == serial), None)
@@ -344,20 +346,27 @@ def can_go_on(picture: Snapshot, serial: int, freed: frozenset[int], signals: bo
         return True
     wanted = picture.resource(request.resource)
     held_by = [edge for edge in picture.assignments if edge.resource == wanted.serial]
-    if any(edge.holder in freed for edge in held_by):
-        return True
+    known = [edge.actor for edge in picture.signals if edge.resource == wanted.serial]
     somebody = any(picture.actor(other).state != "agent" for other in freed)
-    if wanted.kind in SINGLE_HOLDER_KINDS:
+    in_reach = reached is None or wanted.serial in reached
+    let_go = [edge.holder in freed for edge in held_by]
+    if let_go and (all(let_go) if wanted.ends == "all-holders" else any(let_go)):
+        return True
+    if wanted.ends != "holder" and in_reach and any(one in freed for one in known):
+        return True
+    if wanted.ends in ("holder", "all-holders"):
         if not held_by and not wanted.signal_mode:
             return True
-        may = any(graph.may_be_signal(request, edge) for edge in held_by)
-        return somebody and (wanted.signal_mode or (signals and may))
-    if wanted.kind == "semaphore":
-        return bool(wanted.permits) or (somebody and (signals or wanted.signal_mode or not held_by))
-    return somebody
+        may = not sharp and any(graph.may_be_signal(request, edge) for edge in held_by)
+        return somebody and in_reach and (wanted.signal_mode or may)
+    if wanted.ends == "any-holder" and wanted.permits:
+        return True
+    if wanted.ends == "any-holder" and held_by and (sharp or wanted.kind == "future"):
+        return somebody and in_reach and wanted.signal_mode
+    return somebody and in_reach and not (sharp and known)
 
 
-def freed_by_some_order(picture: Snapshot, signals: bool) -> set[int]:
+def freed_by_some_order(picture: Snapshot, sharp: bool, reached: set[int] | None) -> set[int]:
     """Try every order in which actors can go on."""
     seen: set[frozenset[int]] = set()
     work = [frozenset()]
@@ -366,56 +375,109 @@ def freed_by_some_order(picture: Snapshot, signals: bool) -> set[int]:
         if freed not in seen:
             seen.add(freed)
             left = {one.serial for one in picture.actors} - freed
-            work += [freed | {serial} for serial in left if can_go_on(picture, serial, freed, signals)]
+            work += [freed | {serial} for serial in left if can_go_on(picture, serial, freed, sharp, reached)]
     return set().union(*seen)
 
 
-@given(pictures(), st.booleans())
-def test_the_residue_is_who_is_freed_by_no_order_of_releases(picture, signals):
-    freed = freed_by_some_order(picture, signals)
+within_reach = st.none() | st.sets(st.integers(10, 13))
 
-    residue = graph.reduce(picture, signals=signals)
+
+@given(pictures(), st.booleans(), within_reach)
+def test_the_residue_is_who_is_freed_by_no_order_of_releases(picture, sharp, reached):
+    freed = freed_by_some_order(picture, sharp, reached)
+
+    residue = graph.reduce(picture, signals=not sharp, reached=reached)
 
     assert residue == {one.serial for one in picture.actors if one.state == "blocked"} - freed
 
 
-@given(pictures(), st.booleans())
-def test_r1_who_could_end_a_wait_of_the_residue_is_in_it_or_has_ended(picture, signals):
-    residue = graph.reduce(picture, signals=signals)
+@given(pictures(), st.booleans(), within_reach)
+def test_r1_who_could_end_a_wait_of_the_residue_is_in_it_or_has_ended(picture, sharp, reached):
+    residue = graph.reduce(picture, signals=not sharp, reached=reached)
 
-    gone_on = frozenset(freed_by_some_order(picture, signals))
+    gone_on = frozenset(freed_by_some_order(picture, sharp, reached))
 
     requests = {edge.actor: edge for edge in picture.requests}
     assert all(not requests[serial].timed for serial in residue)
-    assert not any(can_go_on(picture, serial, gone_on, signals) for serial in residue)
+    assert not any(can_go_on(picture, serial, gone_on, sharp, reached) for serial in residue)
 
 
-@given(pictures(), st.booleans(), st.data())
-def test_r2_one_more_live_actor_makes_the_residue_no_larger(picture, signals, data):
+@given(pictures(), st.booleans(), within_reach, st.data())
+def test_r2_one_more_live_actor_makes_the_residue_no_larger(picture, sharp, reached, data):
     revived = data.draw(st.sampled_from(picture.actors))
     actors = tuple(replace(one, state="live") if one is revived else one for one in picture.actors)
 
-    residue = graph.reduce(replace(picture, actors=actors), signals=signals)
+    residue = graph.reduce(replace(picture, actors=actors), signals=not sharp, reached=reached)
 
-    assert residue <= graph.reduce(picture, signals=signals)
+    assert residue <= graph.reduce(picture, signals=not sharp, reached=reached)
 
 
 @given(pictures(), st.booleans(), st.data())
-def test_r2_a_missed_edge_makes_the_residue_no_larger(picture, signals, data):
-    single = {r.serial for r in picture.resources if r.kind in SINGLE_HOLDER_KINDS and not r.signal_mode}
+def test_r2_a_missed_edge_makes_the_residue_no_larger(picture, sharp, data):
+    single = {r.serial for r in picture.resources if r.has_one_holder}
     missable = [*picture.requests, *(edge for edge in picture.assignments if edge.resource in single)]
     missed = data.draw(st.sampled_from(missable)) if missable else None
     requests = tuple(edge for edge in picture.requests if edge is not missed)
     assignments = tuple(edge for edge in picture.assignments if edge is not missed)
 
-    residue = graph.reduce(replace(picture, requests=requests, assignments=assignments), signals=signals)
+    residue = graph.reduce(replace(picture, requests=requests, assignments=assignments), signals=not sharp)
 
-    assert residue <= graph.reduce(picture, signals=signals)
+    assert residue <= graph.reduce(picture, signals=not sharp)
+
+
+@given(pictures(), st.sets(st.integers(10, 13)), st.integers(10, 13))
+def test_r2_one_more_resource_within_reach_makes_the_residue_no_larger(picture, reached, one_more):
+    residue = graph.reduce(picture, reached=reached | {one_more})
+
+    assert residue <= graph.reduce(picture, reached=reached)
+
+
+@given(pictures())
+def test_with_everything_within_reach_the_answer_is_that_without_the_question(picture):
+    assert graph.reduce(picture, reached={one.serial for one in picture.resources}) == graph.reduce(picture)
 
 
 @given(pictures())
 def test_who_is_left_with_signals_is_left_without_them(picture):
     assert graph.reduce(picture) <= graph.reduce(picture, signals=False)
+
+
+def test_a_future_that_one_of_two_workers_will_run_waits_for_either():
+    queued = resource(10, "future", ended_by="any-holder")
+    edges = [waits(1, 10), holds(2, 10), holds(3, 10), waits(2, 20), holds(1, 20)]
+
+    assert graph.reduce(snapshot(*edges, states={3: "live"}, resources=(queued,))) == frozenset()
+    assert graph.reduce(snapshot(*edges, waits(3, 20), states={4: "live"}, resources=(queued,))) == {1, 2, 3}
+
+
+def test_a_writer_waits_for_all_readers():
+    readers = resource(10, "lock", ended_by="all-holders")
+    edges = [waits(1, 10), holds(2, 10), holds(3, 10), waits(2, 20), holds(1, 20)]
+
+    assert graph.reduce(snapshot(*edges, states={3: "live"}, resources=(readers,))) == {1, 2}
+    assert graph.reduce(snapshot(waits(1, 10), holds(2, 10), holds(3, 10), resources=(readers,))) == frozenset()
+
+
+def test_an_event_that_nobody_alive_refers_to_is_waited_for_forever():
+    picture = snapshot(waits(1, 10), kinds={10: "event"}, states={2: "live"})
+
+    assert graph.reduce(picture, reached=()) == {1}
+    assert graph.reduce(picture, reached={10}) == frozenset()
+
+
+def test_a_known_signaller_that_is_stuck_is_a_suspicion_while_others_live():
+    picture = snapshot(
+        waits(1, 10), signals(2, 10), waits(2, 20), holds(1, 20), kinds={10: "queue"}, states={3: "live"}
+    )
+
+    assert graph.reduce(picture) == frozenset()
+    assert graph.reduce(picture, signals=False) == {1, 2}
+
+
+def test_a_known_signaller_that_goes_on_is_enough():
+    picture = snapshot(waits(1, 10), signals(2, 10), kinds={10: "queue"}, states={2: "live"})
+
+    assert graph.reduce(picture, signals=False) == frozenset()
 
 
 @given(pictures())
