@@ -307,7 +307,7 @@ class Judge:
         keys = {serial: (serial, epochs[serial]) for serial in residue}
         known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
         rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
-        for finding in deadlock.residue_findings(picture, residue, known, suspected=suspected):
+        for finding in residue_detector.residue_findings(picture, residue, known, suspected=suspected):
             self._publish(finding)
         if not suspected or rings != residue:
             self._told_waits |= set(keys.values())

@@ -61,7 +61,8 @@ class Actor:
 
     ``state`` is one of ``blocked`` (in an untimed wait that we see), ``timed`` (in a wait that gives up by itself),
     ``live`` (running, in I/O, in foreign code: can release what it holds), ``ended``, ``agent`` (one of our threads).
-    ``stack`` runs from the outermost frame to the innermost, our own frames left out.
+    ``stack`` runs from the outermost frame to the innermost, our own frames left out.  ``calls`` are the names, of those in
+    `words.SIGNALLING`, that the functions on the stack use: what the actor might do once it goes on.
     """
 
     serial: int
@@ -72,6 +73,7 @@ class Actor:
     daemon: bool
     state: str
     stack: tuple[StackFrame, ...] = ()
+    calls: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

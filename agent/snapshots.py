@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from concagent import _real, core, naming, state
+from concagent import _real, calls, core, naming, state
 from concagent.model import (
     Actor,
     AssignmentEdge,
@@ -222,7 +222,7 @@ class Builder:
             record.name,
             record.daemon,
             self._state(record, wait, stable, gone),
-            self._stack(record.serial, None if gone else frame),
+            *self._stack(record.serial, None if gone else frame),
         )
         for cell, own in held:
             self.assign(cell, own)
@@ -254,10 +254,10 @@ class Builder:
             return "live"
         return "timed" if wait.timed else "blocked"
 
-    def _stack(self, serial: int, frame: FrameType | None) -> tuple[StackFrame, ...]:
+    def _stack(self, serial: int, frame: FrameType | None) -> tuple[tuple[StackFrame, ...], tuple[str, ...]]:
         if frame is None or self.stacks is False or (self.stacks is not True and serial not in self.stacks):
-            return ()
-        return stack_frames(frame, self.limit)
+            return (), ()
+        return stack_frames(frame, self.limit), calls.signalling_calls(frame)
 
     def assign(self, cell: Any, hold: Any) -> None:
         """Add an assignment edge, with its resource and holder."""
@@ -296,7 +296,7 @@ class Builder:
                 holder.name,
                 holder.daemon,
                 self._state(holder, wait, True, ended),
-                self._stack(holder.serial, None if ended else self.frames.get(holder.ident)),
+                *self._stack(holder.serial, None if ended else self.frames.get(holder.ident)),
             )
 
     def add_resource(self, cell: Any, wait: Any) -> None:

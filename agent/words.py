@@ -51,3 +51,22 @@ ENDED_BY: Final = {
 }
 # Kinds of resources whose one holder alone can end a wait for them.
 SINGLE_HOLDER_KINDS: Final = frozenset(kind for kind, how in ENDED_BY.items() if how == "holder")
+
+# Names of methods that end somebody else's wait.
+SIGNALLING: Final = frozenset(
+    {
+        "cancel",
+        "get",
+        "get_nowait",
+        "notify",
+        "notify_all",
+        "put",
+        "put_nowait",
+        "release",
+        "set",
+        "set_exception",
+        "set_result",
+        "task_done",
+        "wait",
+    }
+)

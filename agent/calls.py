@@ -1,0 +1,71 @@
+"""What the functions of a stack would call if they went on: a look at names, for words in a report and never for a proof.
+
+A function that waits for a lock and has ``jobs.get()`` further down is likely who would have made room in the queue.  The
+call may stand in a function that it calls, so those that its names lead to are looked at, too, ``_DEPTH`` calls deep.
+
+Cost       the functions that a stack's names lead to, once a finding; nothing is called, no attribute of an instance is read.
+"""
+
+from __future__ import annotations
+
+from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import core, state
+from concagent.words import SIGNALLING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import FrameType
+
+_DEPTH: Final = 2
+_LIMIT: Final = 200  # functions looked at for one stack
+
+
+def signalling_calls(frame: FrameType | None) -> tuple[str, ...]:
+    """Return which names of `words.SIGNALLING` a live stack's functions use, or those they lead to, sorted.
+
+    Functions of the standard library and ours are left out: each queue's ``get`` has a ``notify`` in it.
+    """
+    found: set[str] = set()
+    seen: set[CodeType] = set()
+    while frame is not None and len(seen) < _LIMIT:
+        names: Mapping[str, Any] = {}
+        if _is_of_program(frame.f_code):
+            names = {**frame.f_globals, **frame.f_locals}
+        _look(frame.f_code, names, found, seen, _DEPTH)
+        frame = frame.f_back
+    return tuple(sorted(found))
+
+
+def _look(code: CodeType, names: Mapping[str, Any], found: set[str], seen: set[CodeType], depth: int) -> None:
+    if code in seen or not _is_of_program(code) or len(seen) >= _LIMIT:
+        return
+    seen.add(code)
+    found.update(SIGNALLING.intersection(code.co_names))
+    if depth:
+        for function in _functions(code, names):
+            inner = dict(function.__globals__)
+            if code.co_argcount and function.__code__.co_varnames[:1] == code.co_varnames[:1] == ("self",):
+                inner["self"] = names.get("self")
+            _look(function.__code__, inner, found, seen, depth - 1)
+
+
+def _functions(code: CodeType, names: Mapping[str, Any]) -> Iterator[FunctionType]:
+    own = type(names["self"]) if names.get("self") is not None else None
+    for name in (*code.co_names, *code.co_freevars):
+        for value in (names.get(name), _class_attribute(own, name)):
+            target = value.__func__ if isinstance(value, MethodType) else value
+            if isinstance(target, FunctionType):
+                yield target
+
+
+def _class_attribute(cls: type | None, name: str) -> Any:
+    for base in cls.__mro__ if cls is not None else ():
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return None
+
+
+def _is_of_program(code: CodeType) -> bool:
+    return not code.co_filename.startswith(state.own_folders) and not core.is_transparent(code)
