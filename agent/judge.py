@@ -18,8 +18,6 @@ Invariants J1 all fields are written by the monitor's thread; `report`, `deadloc
 
 from __future__ import annotations
 
-import signal
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -27,7 +25,7 @@ from concagent import _real, core, graph, recovery, snapshots, state, suppressio
 from concagent.detectors import deadlock, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
-from concagent.words import SINGLE_HOLDER_KINDS
+from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from concagent.config import Config
     from concagent.model import Finding, Snapshot
 
-CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 GRACE_NS: Final = 400_000_000  # for a release that comes just after the thread's end
 HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been meant for another thread to release
 _DOUBT: Final = "a thread that is still alive could release this lock, though none has so far"
@@ -72,13 +69,12 @@ class Judge:
         self._look_later = look_later
         self._agent_idents = agent_idents
         self._pending: set[tuple[int, int]] = set()
-        self._last_residue: frozenset[tuple[int, int]] = frozenset()
-        self._last_suspects: frozenset[tuple[int, int]] = frozenset()
         self._told_rings: set[tuple[int, int]] = set()
         self._told_waits: set[tuple[int, int]] = set()
         self._told_long: set[tuple[int, int]] = set()
         self._told_holds: set[tuple[int, int]] = set()
         self._told_orphans: set[tuple[int, int]] = set()
+        self._stalls = Stalls(config, publish, look_later, self._told_waits, self._told_rings)
 
     # ------------------------------------------------------------ on a victim's thread
 
@@ -142,6 +138,9 @@ class Judge:
         elif isinstance(event, _SecondLook):
             self._judge_ring(event.serial, event.epoch, again=True)
             return
+        elif isinstance(event, ResidueLook):
+            self._stalls.look_again(event)
+            return
         self._look_for_orphans()
 
     def _publish_misuse(self, event: state.MisuseEvent) -> None:
@@ -155,7 +154,7 @@ class Judge:
         or a finalizer that is about to run shows in no single picture.
         """
         picture = snapshots.take(named=False)
-        if _epochs(picture).get(serial) != epoch:
+        if epochs_of(picture).get(serial) != epoch:
             self._pending.discard((serial, epoch))
             return
         ring = next((ring for ring in graph.find_rings(picture) if serial in ring), None)
@@ -164,7 +163,7 @@ class Judge:
         elif deadlock.ring_is_closed(picture, ring):
             self._pending.discard((serial, epoch))
             self._publish_ring(ring, picture)
-        elif deadlock.nobody_is_left(self._with_handlers(picture), ring):
+        elif deadlock.nobody_is_left(with_handlers(picture), ring):
             self._pending.discard((serial, epoch))
             if again:
                 self._publish_ring(ring, picture)
@@ -189,7 +188,7 @@ class Judge:
         picture = snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth)
         if any(serial not in {edge.actor for edge in picture.requests} for serial in ring):
             return  # somebody was freed in between
-        epochs = _epochs(picture)
+        epochs = epochs_of(picture)
         keys = {(serial, epochs[serial]) for serial in ring}
         if keys <= self._told_waits:
             return
@@ -226,91 +225,14 @@ class Judge:
         if not any(record.waits and not record.agent for record in records):
             self._forget_told(frozenset())
             return
-        picture = self._with_handlers(snapshots.take())
+        picture = with_handlers(snapshots.take())
         self._forget_told(frozenset((edge.actor, edge.epoch) for edge in picture.requests))
         for serial, epoch in list(self._pending):
             self._judge_ring(serial, epoch)
-        self._look_at_residue(picture)
-        self._look_at_suspects(picture, now_ns)
+        self._stalls.look(picture, now_ns)
         self._look_for_slow(picture)
         if any(actor.state == "ended" for actor in picture.actors):
             self._look_for_orphans()
-
-    def _with_handlers(self, picture: Snapshot) -> Snapshot:
-        """Let a main thread that waits count as alive while the program has signal handlers: they run in the midst of it."""
-        main = core.record_of_ident(threading.main_thread().ident)
-        if main is None or not has_signal_handlers():
-            return picture
-        actors = tuple(
-            replace(actor, state="live") if actor.serial == main.serial else actor for actor in picture.actors
-        )
-        return replace(picture, actors=actors)
-
-    def _look_at_residue(self, picture: Snapshot) -> None:
-        residue = graph.reduce(self._but_for_others(picture))
-        epochs = _epochs(picture)
-        keys = frozenset((serial, epochs[serial]) for serial in residue)
-        stable = residue and keys <= self._last_residue and not picture.foreign_threads
-        self._last_residue = keys
-        if stable:
-            self._publish_residue(residue, suspected=False)
-
-    def _but_for_others(self, picture: Snapshot) -> Snapshot:
-        """Let those count as alive who have findings of their own: the question is who is stuck but for them.
-
-        They are the threads of reported deadlocks, and those that wait for an orphan.
-        """
-        ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
-        orphans = {edge.resource for edge in picture.assignments if edge.holder in ended}
-        told = {
-            edge.actor
-            for edge in picture.requests
-            if edge.resource in orphans or (edge.actor, edge.epoch) in self._told_rings
-        }
-        if not told:
-            return picture
-        actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
-        return replace(picture, actors=actors)
-
-    def _look_at_suspects(self, picture: Snapshot, now_ns: int) -> None:
-        """Report cycles through semaphores whose permits are all with stuck threads, after ``stall_after`` seconds."""
-        residue = graph.reduce(picture, signals=False)
-        epochs = _epochs(picture)
-        keys = frozenset((serial, epochs[serial]) for serial in residue)
-        young = any(now_ns - e.since_ns < self.config.stall_after * 1e9 for e in picture.requests if e.actor in residue)
-        stable = residue and keys <= self._last_suspects
-        self._last_suspects = keys
-        if stable and not young:
-            self._publish_residue(residue, suspected=True)
-
-    def _is_idle(self, picture: Snapshot, residue: frozenset[int]) -> bool:
-        """Return whether this is a program that has nothing to do until somebody ends it.
-
-        ``Event().wait()`` in the main thread, with daemon threads that wait for work: Ctrl-C is what it waits for.
-        """
-        main = core.record_of_ident(threading.main_thread().ident)
-        if main is None or main.serial not in residue:
-            return False
-        kinds = {resource.serial: resource.kind for resource in picture.resources}
-        waits = {edge.actor: kinds[edge.resource] for edge in picture.requests}
-        others = [actor for actor in picture.actors if actor.serial in residue and actor.serial != main.serial]
-        events = all(waits[serial] not in SINGLE_HOLDER_KINDS and waits[serial] != "semaphore" for serial in residue)
-        return events and all(actor.daemon for actor in others)
-
-    def _publish_residue(self, residue: frozenset[int], *, suspected: bool) -> None:
-        picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
-        epochs = _epochs(picture)
-        if not residue <= epochs.keys():
-            return
-        if not suspected and self._is_idle(picture, residue):
-            return
-        keys = {serial: (serial, epochs[serial]) for serial in residue}
-        known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
-        rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
-        for finding in residue_detector.residue_findings(picture, residue, known, suspected=suspected):
-            self._publish(finding)
-        if not suspected or rings != residue:
-            self._told_waits |= set(keys.values())
 
     def _look_for_slow(self, picture: Snapshot) -> None:
         config = self.config
@@ -341,7 +263,7 @@ class Judge:
         """
         picture = snapshots.take()
         waiting = {edge.actor: edge for edge in picture.requests}
-        judged = self._with_handlers(picture)
+        judged = with_handlers(picture)
         stuck = frozenset[int]() if judged.foreign_threads else graph.reduce(judged)
         habits = self._habits_of_the_ended()
         proven, suspected = set(), set()
@@ -373,7 +295,7 @@ class Judge:
         if not serials or not orphan.orphan_findings(judged, serials):
             return
         picture = snapshots.take(stacks=serials, stack_limit=self.config.stack_depth)
-        epochs = _epochs(judged)
+        epochs = epochs_of(judged)
         for finding in orphan.orphan_findings(picture, serials):
             members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
             keys = {(s, epochs[s]) for s in members if s in epochs}
@@ -399,14 +321,14 @@ class Judge:
     def report(self) -> tuple[Snapshot, tuple[tuple[int, ...], ...]]:
         """Return the full picture with every stack, and the rings that are deadlocks right now; any thread may ask."""
         picture = snapshots.take(stacks=True, stack_limit=self.config.stack_depth)
-        judged = self._with_handlers(picture)
+        judged = with_handlers(picture)
         rings = tuple(ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring))
         return picture, rings
 
     def deadlocked(self) -> tuple[int, int]:
         """Return (threads in deadlocks, deadlocks) as of now: proven rings, and reported waits that still last."""
         picture = snapshots.take(named=False)
-        judged = self._with_handlers(picture)
+        judged = with_handlers(picture)
         rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}
         return len(in_rings), len(rings)
@@ -427,18 +349,5 @@ def _error_of(finding: Finding) -> DeadlockError:
     return DeadlockError(f"{finding.title} (finding {finding.id})", finding)
 
 
-def _epochs(picture: Snapshot) -> dict[int, int]:
-    return {edge.actor: edge.epoch for edge in picture.requests}
-
-
 def _with_stack(actor: Any, stack: Any) -> Any:
     return replace(actor, stack=stack) if stack else actor
-
-
-def has_signal_handlers() -> bool:
-    """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
-    for number in signal.valid_signals():
-        handler = _real.get_signal(number)
-        if callable(handler) and handler is not signal.default_int_handler:
-            return True
-    return False

@@ -1,0 +1,174 @@
+"""Judges the waits that no walk can decide: who is left when everybody who can go on has gone on?
+
+The picture is *reduced* (see ``graph``): three questions, from the surest to the least sure.
+
+residue    Is anybody left who could end these waits?  If nobody is alive, nobody can, and it is proven, once two looks a moment
+           apart agree: a thread that is just being started, or a finalizer about to run, shows in no single picture.
+suspects   Could those go on of whom we know that they end such waits?  If the waits have lasted for ``stall_after`` seconds
+           and close a cycle with a lock or permit in it, it is suspected.
+
+What a signal handler may do to the main thread, it may do at any moment; so while the program has handlers of its own,
+a main thread that waits counts as alive.  Native threads that Python does not know may call in and signal anything; so
+while there are some, a residue is suspected, and only after ``stall_after`` seconds.  The threads of a deadlock that was
+reported count as alive, too, when the rest is judged: whoever waits for what they would have done is a consequence, and no
+second defect.
+
+Invariants J1 all fields are written by the monitor's thread.
+           J2 a wait is told once: ``told_waits``, shared with the judge, says what has been.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from concagent import _real, core, graph, snapshots
+from concagent.detectors import residue as detector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from concagent.config import Config
+    from concagent.model import Finding, Snapshot
+
+CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
+_FOREIGN_DOUBT: Final = (
+    "threads that Python does not know of run in this process, and one of them could still end this wait"
+)
+
+Key = tuple[int, int]  # actor's serial and the epoch of its wait
+
+
+class ResidueLook(NamedTuple):
+    """The residue of these waits is to be looked at once more."""
+
+    keys: frozenset[Key]
+
+
+class Stalls:
+    """The judgement of one process's waits for signals, permits, parties and futures."""
+
+    def __init__(
+        self,
+        config: Config,
+        publish: Callable[[Finding], None],
+        look_later: Callable[[int, Any], None],
+        told_waits: set[Key],
+        told_rings: set[Key],
+    ) -> None:
+        """Share with the judge what has been told; see there for the rest."""
+        self.config = config
+        self._publish = publish
+        self._look_later = look_later
+        self._told_waits = told_waits
+        self._told_rings = told_rings
+        self._asked: frozenset[Key] = frozenset()
+        self._last_suspects: frozenset[Key] = frozenset()
+
+    def look(self, picture: Snapshot, now_ns: int) -> None:
+        """Look at a picture (`with_handlers`) in which somebody waits; once a second."""
+        residue = graph.reduce(self._but_for_others(picture))
+        keys = _keys(picture, residue)
+        if keys and keys != self._asked:
+            self._asked = keys
+            self._look_later(now_ns + CONFIRM_NS, ResidueLook(keys))
+        elif picture.foreign_threads and not keys <= self._told_waits and self._are_old(picture, residue):
+            self._tell(residue, doubt=_FOREIGN_DOUBT)
+        self._look_at_suspects(picture)
+
+    def look_again(self, asked: ResidueLook) -> None:
+        """Report what was left over a moment ago and still is."""
+        picture = with_handlers(snapshots.take())
+        residue = graph.reduce(self._but_for_others(picture))
+        if picture.foreign_threads or not _keys(picture, residue) <= asked.keys:
+            self._asked = frozenset()  # ask again at the next tick
+        elif residue:
+            self._tell(residue)
+
+    def _look_at_suspects(self, picture: Snapshot) -> None:
+        """Report cycles through those who hold, or have signalled before, after ``stall_after`` seconds."""
+        residue = graph.reduce(picture, signals=False)
+        keys = _keys(picture, residue)
+        stable = residue and keys <= self._last_suspects
+        self._last_suspects = keys
+        if stable and self._are_old(picture, residue):
+            self._tell(residue, suspected=True)
+
+    def _are_old(self, picture: Snapshot, residue: frozenset[int]) -> bool:
+        limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
+        return all(edge.since_ns <= limit_ns for edge in picture.requests if edge.actor in residue)
+
+    def _but_for_others(self, picture: Snapshot) -> Snapshot:
+        """Let those count as alive who have findings of their own: the question is who is stuck but for them.
+
+        They are the threads of reported deadlocks, and those that wait for an orphan.
+        """
+        ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
+        orphans = {edge.resource for edge in picture.assignments if edge.holder in ended}
+        told = {
+            edge.actor
+            for edge in picture.requests
+            if edge.resource in orphans or (edge.actor, edge.epoch) in self._told_rings
+        }
+        if not told:
+            return picture
+        actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
+        return replace(picture, actors=actors)
+
+    def _tell(self, residue: frozenset[int], *, suspected: bool = False, doubt: str | None = None) -> None:
+        picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
+        epochs = epochs_of(picture)
+        if not residue <= epochs.keys():
+            return
+        if not suspected and _is_idle(picture, residue):
+            return
+        keys = {serial: (serial, epochs[serial]) for serial in residue}
+        known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
+        rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
+        for finding in detector.residue_findings(picture, residue, known, suspected=suspected, doubt=doubt):
+            self._publish(finding)
+        if not suspected or rings != residue:
+            self._told_waits |= set(keys.values())
+
+
+def epochs_of(picture: Snapshot) -> dict[int, int]:
+    """Return actor -> the epoch of its wait."""
+    return {edge.actor: edge.epoch for edge in picture.requests}
+
+
+def _keys(picture: Snapshot, actors: frozenset[int]) -> frozenset[Key]:
+    return frozenset((edge.actor, edge.epoch) for edge in picture.requests if edge.actor in actors)
+
+
+def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
+    """Return whether this is a program that has nothing to do until somebody ends it.
+
+    ``Event().wait()`` in the main thread, with daemon threads that wait for work: Ctrl-C is what it waits for.
+    """
+    main = core.record_of_ident(threading.main_thread().ident)
+    if main is None or main.serial not in residue:
+        return False
+    resources = {resource.serial: resource for resource in picture.resources}
+    ends = {edge.actor: resources[edge.resource].ends for edge in picture.requests}
+    others = [actor for actor in picture.actors if actor.serial in residue and actor.serial != main.serial]
+    return all(ends[serial] in {"signal", "parties"} for serial in residue) and all(actor.daemon for actor in others)
+
+
+def with_handlers(picture: Snapshot) -> Snapshot:
+    """Let a main thread that waits count as alive while the program has signal handlers: they run in the midst of it."""
+    main = core.record_of_ident(threading.main_thread().ident)
+    if main is None or not has_signal_handlers():
+        return picture
+    actors = tuple(replace(actor, state="live") if actor.serial == main.serial else actor for actor in picture.actors)
+    return replace(picture, actors=actors)
+
+
+def has_signal_handlers() -> bool:
+    """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
+    for number in signal.valid_signals():
+        handler = _real.get_signal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            return True
+    return False
