@@ -417,6 +417,8 @@ static PyMethodDef core_methods[] = {
     {"signal_register", core_signal_register, METH_VARARGS, "Write a byte into a descriptor at each signal."},
     {"signal_unregister", core_signal_unregister, METH_VARARGS, "Put back what handled the signal before."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
+    {"configure_sync", core_configure_sync, METH_VARARGS, "Tell the core what the library builds on conditions."},
+    {"sync_method", core_sync_method, METH_VARARGS, "Return a replacement for a method of a condition or semaphore."},
     {"start", (PyCFunction)(void (*)(void))core_start, METH_VARARGS | METH_KEYWORDS, "Begin to record."},
     {"stop", core_stop, METH_NOARGS, "Stop recording; locks that exist go on as plain locks."},
     {"is_recording", core_is_recording, METH_NOARGS, "Return whether acquisitions are recorded."},
@@ -428,6 +430,7 @@ static PyMethodDef core_methods[] = {
     {"records", core_records, METH_NOARGS, "Return the records of live threads and of ended ones that hold something."},
     {"forget_record", core_forget_record, METH_O, "Drop an ended record from the table."},
     {"mark_agent_thread", core_mark_agent_thread, METH_NOARGS, "Make the calling thread one of the agent's."},
+    {"keep_cell", core_keep_cell, METH_VARARGS, "Lay a cell into an object, unless it has one; return what it has."},
     {"begin_wait", core_begin_wait, METH_VARARGS, "Publish a wait for something that is not a lock of ours."},
     {"wait_mark", core_wait_mark, METH_NOARGS, "Return how many waits the calling thread is in."},
     {"end_waits", core_end_waits, METH_O, "End the waits published since the mark."},
@@ -541,7 +544,7 @@ make_core(PyObject *module)
     core.allocate = PyCFunction_NewEx(&allocate_method, thread, name);
     Py_DECREF(name);
     Py_DECREF(thread);
-    if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0) {
+    if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0 || Sync_init(module) < 0) {
         return -1;
     }
     core.interpreter = PyInterpreterState_Get();

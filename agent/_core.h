@@ -244,6 +244,12 @@ extern PyType_Spec Wait_spec;
 PyObject *core_signal_register(PyObject *module, PyObject *args);
 PyObject *core_signal_unregister(PyObject *module, PyObject *args);
 
+/* _core_sync.c */
+int Sync_init(PyObject *module);
+PyObject *core_configure_sync(PyObject *module, PyObject *args);
+PyObject *core_keep_cell(PyObject *module, PyObject *args);
+PyObject *core_sync_method(PyObject *module, PyObject *args);
+
 /* _core_lock.c */
 void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);
 void tell_misuse(const char *detail, Lock *lock, PyObject *hold);

@@ -88,6 +88,14 @@ Frame_code(FramePtr frame)
     return frame->f_code;
 }
 
+/* The first argument, NULL if it is gone or in a cell; borrowed: the frame keeps it. */
+static inline PyObject *
+Frame_first_local(FramePtr frame)
+{
+    PyObject *value = frame->f_code->co_nlocals > 0 ? frame->f_localsplus[0] : NULL;
+    return value != NULL && PyCell_Check(value) ? NULL : value;
+}
+
 static inline int
 Frame_lasti(FramePtr frame)
 {
@@ -148,6 +156,23 @@ static inline FramePtr
 Frame_back(FramePtr frame)
 {
     return Frame_python(frame->previous);
+}
+
+/* The first argument, NULL if it is gone or in a cell; borrowed: the frame keeps it. */
+static inline PyObject *
+Frame_first_local(FramePtr frame)
+{
+    PyCodeObject *code = Frame_code(frame);
+    if (code == NULL || code->co_nlocals < 1) {
+        return NULL;
+    }
+#  if PY_VERSION_HEX >= 0x030E0000
+    PyObject *value =
+        PyStackRef_IsNull(frame->localsplus[0]) ? NULL : PyStackRef_AsPyObjectBorrow(frame->localsplus[0]);
+#  else
+    PyObject *value = frame->localsplus[0];
+#  endif
+    return value != NULL && PyCell_Check(value) ? NULL : value;
 }
 
 static inline int

@@ -465,6 +465,11 @@ def _rechain(record: ThreadRecord) -> None:
 # ---------------------------------------------------------------- waiting
 
 
+def keep_cell(target: Any, name: str, cell: Any) -> Any:
+    """Lay a cell into an object that has a ``__dict__``; return it, or the one that another thread laid there first."""
+    return target.__dict__.setdefault(name, cell)
+
+
 def begin_wait(resource: Any, timed: bool, frame: FrameType | None) -> Wait:
     """Publish that the calling thread waits for something that is not a lock of ours; pair with ``end_waits``."""
     record = current_record()

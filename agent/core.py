@@ -6,15 +6,21 @@ is an error and never a silent fallback, or a test run could pass without having
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _pycore, _real, rings
 from concagent.errors import ConfigError
 from concagent.rings import Listener as Listener
 from concagent.rings import find_ring as find_ring
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CHOICES: Final = ("auto", "c", "python")
+# What is asked of a function of Python, and is not to be missed where C stands for it.
+_WRAPPED: Final = (*functools.WRAPPER_ASSIGNMENTS, "__code__", "__defaults__", "__kwdefaults__", "__globals__")
 
 
 def _load_c() -> tuple[Any, str]:
@@ -71,6 +77,7 @@ records = implementation.records
 forget_record = implementation.forget_record
 mark_agent_thread = implementation.mark_agent_thread
 next_serial = implementation.next_serial
+keep_cell = implementation.keep_cell
 begin_wait = implementation.begin_wait
 wait_mark = implementation.wait_mark
 end_waits = implementation.end_waits
@@ -103,6 +110,38 @@ def stop() -> None:
     """Stop recording; locks that exist go on as plain locks."""
     implementation.stop()
     rings.listen(None)
+
+
+def configure_sync(
+    outer: dict[Any, str | None], cell_of: Callable[[Any, str], Any], condition: type, semaphore: type, bounded: type
+) -> None:
+    """Tell the C twin what the standard library builds on conditions; to be called before `sync_method`.
+
+    Args:
+        outer: Code of the library's functions that wait -> the kind of what their ``self`` is; None for one whose wait
+            always ends.  At most 16; the outermost of them on the stack counts.
+        cell_of: Makes the cell of an object of a kind, or returns None.  Does not raise.
+        condition: The library's class, and the following, too: their instances, not derived ones, take the shortcut.
+        semaphore: Its instances have ``_cond`` and ``_value``, their cells ``holders`` and ``foreign``.
+        bounded: Its instances have ``_initial_value``, too.
+    """
+    if NAME == "c":
+        implementation.configure_sync(outer, cell_of, condition, semaphore, bounded)
+
+
+def sync_method(name: str, hook: Any) -> Any:
+    """Return what does the same as ``hook`` in less time; the hook itself where the twin has nothing faster.
+
+    Args:
+        name: ``wait``, ``acquire``, ``release`` or ``bounded_release``.  ``wait`` replaces the hook, the others call it for
+            whatever is not one permit of a plain semaphore with nobody in the way.
+        hook: A function made by ``functools.wraps``: the result looks like what it wraps.
+    """
+    if NAME != "c":
+        return hook
+    original = hook.__wrapped__
+    method = implementation.sync_method(name, original if name == "wait" else hook)
+    return functools.update_wrapper(method, original, _WRAPPED)
 
 
 class _SignalHandler:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from concagent import _real, core
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 EVENT_LIMIT: Final = 10_000
 ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of other actors are above
 STACK_LIMIT: Final = 100
-_CELL: Final = "_concagent_cell"
+CELL: Final = "_concagent_cell"
+# Asks no ``__getattr__`` of the program, and makes no dictionary: since 3.11 an instance that never showed its ``__dict__`` has
+# none, and the interpreter is quicker with it.
+_attribute: Final = object.__getattribute__
 
 RawStack = tuple[tuple[Any, int], ...]
 
 
 class SyncCell:
-    """A condition, semaphore, event, barrier or queue that somebody waited for; kept in the object's ``__dict__``."""
+    """A condition, semaphore, event, barrier or queue that somebody waited for; an attribute of the object itself."""
 
     __slots__ = (
         "code",
@@ -102,23 +106,39 @@ class ThreadCell:
 def sync_cell(target: Any, kind: str) -> SyncCell:
     """Return the cell of a condition, semaphore ..., made on first use."""
     try:
-        return target.__dict__[_CELL]  # type: ignore[no-any-return]
-    except KeyError:
-        return target.__dict__.setdefault(_CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
+        return _attribute(target, CELL)  # type: ignore[no-any-return]
+    except AttributeError:
+        return core.keep_cell(target, CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
 
 
 def thread_cell(thread: Any) -> ThreadCell:
     """Return the cell of a ``Thread`` object, made on first use."""
     try:
-        return thread.__dict__[_CELL]  # type: ignore[no-any-return]
-    except KeyError:
-        return thread.__dict__.setdefault(_CELL, ThreadCell(thread))  # type: ignore[no-any-return]
+        return _attribute(thread, CELL)  # type: ignore[no-any-return]
+    except AttributeError:
+        return core.keep_cell(thread, CELL, ThreadCell(thread))  # type: ignore[no-any-return]
 
 
 def existing_cell(target: Any) -> Any:
     """Return the cell of a lock, condition, thread ... if it has one, else None."""
     cell = core.cell_of(target)
-    return cell if cell is not None else getattr(target, "__dict__", {}).get(_CELL)
+    if cell is None:
+        try:
+            cell = _attribute(target, CELL)
+        except AttributeError:
+            return None
+    return cell
+
+
+def make_room_for_cells(*classes: Any) -> None:
+    """Let instances of these classes have a cell beside their other attributes, not in a dictionary of their own.
+
+    Instances of a class share the table of their attributes' names, which has room for new ones only while few instances have
+    been made (CPython 3.11+); who adds a name later gets a dictionary and loses the interpreter's shortcuts.
+    """
+    for cls in classes:
+        with suppress(AttributeError, TypeError):  # somebody put something else there: it may be slower, that is all
+            object.__setattr__(cls.__new__(cls), CELL, None)
 
 
 # ---------------------------------------------------------------- actors and resources that the core does not know

@@ -8,6 +8,11 @@ only its slow path is ours: a wait looks at the frames above it to see on whose 
 A semaphore's permits have holders, who are worth knowing: acquire and release are counted per thread.  A release by a
 thread that took none marks the semaphore as a signal, whose holders say nothing.
 
+The functions below say what a wait and a permit are.  Where the C core runs, `core.sync_method` stands before them: ``wait``
+is done there whole, and ``acquire`` and ``release`` of one permit of a plain semaphore with nobody in the way (the cell is
+made, the inner lock is free, for a release: no waiter, and a permit of this thread or a cell that is ``foreign`` already)
+change ``holders`` and the semaphore's value there, and do not come here.
+
 Not seen   who notifies or sets; that anybody alive might is what the detectors assume.
 """
 
@@ -29,16 +34,16 @@ _semaphore_acquire = threading.Semaphore.acquire
 _semaphore_release = threading.Semaphore.release
 _bounded_release = threading.BoundedSemaphore.release
 
-# Code on whose behalf a condition waits -> kind; the outermost one counts.
-_OUTER: dict[Any, str] = {
+# Code on whose behalf a condition waits -> kind; the outermost one counts.  None: nothing to publish, the wait always ends.
+_OUTER: dict[Any, str | None] = {
     threading.Event.wait.__code__: "event",
     threading.Semaphore.acquire.__code__: "semaphore",
     threading.Barrier.wait.__code__: "barrier",
     queue.Queue.get.__code__: "queue",
     queue.Queue.put.__code__: "queue",
     queue.Queue.join.__code__: "queue",
+    threading.Thread.start.__code__: None,  # a thread that was just started will say so
 }
-_START_CODE = threading.Thread.start.__code__
 
 
 @functools.wraps(_condition_wait)
@@ -61,13 +66,22 @@ def _publish(condition: Any, timed: bool, frame: FrameType | None) -> None:
     target, kind = condition, "condition"
     while frame is not None and core.is_transparent(frame.f_code):
         code = frame.f_code
-        outer = _OUTER.get(code)
-        if outer is not None:
+        if code in _OUTER:
+            outer = _OUTER[code]
+            if outer is None:
+                return
             target, kind = frame.f_locals["self"], outer
-        elif code is _START_CODE:
-            timed = True  # a thread that was just started will say so: such a wait always ends
         frame = frame.f_back
     core.begin_wait(state.sync_cell(target, kind), timed, frame)
+
+
+def _cell_of(target: Any, kind: str) -> Any:
+    """Return the cell of what is waited for, None if there can be none."""
+    try:
+        return state.sync_cell(target, kind)
+    except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
+        state.count_error("hook", error)
+        return None
 
 
 @functools.wraps(_semaphore_acquire)
@@ -122,10 +136,18 @@ def bounded_release(self: Any, n: int = 1) -> None:
 def add_patches(patches: PatchSet) -> None:
     """Append the patches of this family."""
     semaphore, bounded = threading.Semaphore, threading.BoundedSemaphore
+    state.make_room_for_cells(threading.Condition, semaphore, bounded, threading.Event, threading.Barrier, queue.Queue)
+    core.configure_sync(_OUTER, _cell_of, threading.Condition, semaphore, bounded)
+    take = core.sync_method("acquire", acquire)
     patches.add(
-        Patch(threading.Condition, "wait", wait, "threading.Condition.wait"),
-        Patch(semaphore, "acquire", acquire, "threading.Semaphore.acquire"),
-        Patch(semaphore, "__enter__", acquire, "threading.Semaphore.__enter__"),
-        Patch(semaphore, "release", release, "threading.Semaphore.release"),
-        Patch(bounded, "release", bounded_release, "threading.BoundedSemaphore.release"),
+        Patch(threading.Condition, "wait", core.sync_method("wait", wait), "threading.Condition.wait"),
+        Patch(semaphore, "acquire", take, "threading.Semaphore.acquire"),
+        Patch(semaphore, "__enter__", take, "threading.Semaphore.__enter__"),
+        Patch(semaphore, "release", core.sync_method("release", release), "threading.Semaphore.release"),
+        Patch(
+            bounded,
+            "release",
+            core.sync_method("bounded_release", bounded_release),
+            "threading.BoundedSemaphore.release",
+        ),
     )

@@ -200,3 +200,21 @@ def test_a_condition_waiters_private_lock_is_no_lock_to_report(agent: Any) -> No
     thread.join(20)
 
     assert kind == "condition"
+
+
+def test_a_method_kept_by_the_program_works_after_uninstall() -> None:
+    concagent.install(stderr=False, log=False, report_signal="off", socket=False)
+    try:
+        semaphore, condition = threading.Semaphore(1), threading.Condition()
+        take, give, wait = semaphore.acquire, semaphore.release, condition.wait
+        take()
+        give()
+    finally:
+        concagent.uninstall()
+
+    assert take()
+    assert not take(False)
+    give()
+    with condition:
+        assert not wait(0)
+    assert core.current_record().waiting() is None

@@ -1,0 +1,458 @@
+/* What the standard library builds on conditions: a wait is published, and a permit has a holder.
+ *
+ * `Condition.wait` and the methods of `Semaphore` are Python functions, and a hook around a Python function costs more
+ * than the function.  So the hooks are callables of our own here.  `wait` publishes, calls the original and takes the
+ * wait back with no Python code in between, so there is no moment at which a signal could leave a wait behind.
+ * `acquire` and `release` are a shortcut: with the GIL held and the semaphore's inner lock free nobody is inside, so
+ * "is there a permit? take it; note who has it" is one step without the lock.  Everything else (nothing left,
+ * arguments, somebody waits, a derived class, the first use) is left to the Python hook, which decides what a permit's
+ * holder is; see hooks/sync.py.
+ *
+ * Nothing runs while a shortcut looks: attributes are read from the instances of exactly the library's classes, a
+ * number and a dictionary keyed by records run no code, and integers are no business of the garbage collector.
+ */
+#include "_core.h"
+
+#define OUTER_SLOTS 16
+
+typedef struct {
+    PyObject_HEAD vectorcallfunc call;
+    PyObject *function; /* owned: `wait`: the original; else the hook, for what is no case for the shortcut */
+    PyObject *dict;     /* owned or NULL: what a wrapper says of what it wraps */
+    PyObject *weakrefs;
+} SyncMethod;
+
+static PyTypeObject *SyncMethodType;
+
+/* What the library looks like; set once for each installation, and kept: a method of ours may be in use for ever. */
+static struct {
+    PyObject *cell_of;                             /* owned: (object, kind) -> cell or None; does not raise */
+    PyTypeObject *condition, *semaphore, *bounded; /* owned */
+    struct {
+        PyObject *code; /* owned */
+        PyObject *kind; /* owned: the wait is for the `self` of this code; None: such a wait ends by itself */
+    } outer[OUTER_SLOTS];
+} lib;
+static PyObject *s_cell, *s_kind, *s_cond, *s_lock, *s_value, *s_initial, *s_waiters, *s_holders, *s_foreign,
+    *s_timeout;
+
+static PyObject *
+kind_of(PyCodeObject *code)
+{
+    for (int i = 0; i < OUTER_SLOTS && lib.outer[i].code != NULL; i++) {
+        if (lib.outer[i].code == (PyObject *)code) {
+            return lib.outer[i].kind;
+        }
+    }
+    return NULL;
+}
+
+/* Nothing runs between the look and the store, so a cell is made once, whatever threads come at the same time. */
+PyObject *
+core_keep_cell(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *target, *name, *cell;
+    if (!PyArg_ParseTuple(args, "OUO:keep_cell", &target, &name, &cell)) {
+        return NULL;
+    }
+    PyObject *found = PyObject_GenericGetAttr(target, name);
+    if (found != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return found;
+    }
+    PyErr_Clear();
+    return PyObject_GenericSetAttr(target, name, cell) < 0 ? NULL : Py_NewRef(cell);
+}
+
+/* -- Condition.wait -- */
+
+/* The cell of what is waited for, made on first use; NULL: there is none, an exception may be set. */
+static PyObject *
+find_cell(PyObject *target, PyObject *kind)
+{
+    PyObject *cell = PyObject_GenericGetAttr(target, s_cell); /* asks no `__getattr__` of the program */
+    if (cell == NULL) {
+        PyErr_Clear();
+        cell = PyObject_CallFunctionObjArgs(lib.cell_of, target, kind, NULL);
+    }
+    if (cell == Py_None) {
+        Py_CLEAR(cell);
+    }
+    return cell;
+}
+
+/* Say that the calling thread waits on a condition, on behalf of the outermost of the library's functions that called
+ * it. */
+static void
+publish(Record *record, PyObject *condition, int timed)
+{
+    PyObject *target = condition; /* borrowed: the caller's, or a frame's below us */
+    PyObject *kind = s_kind;
+    PyCodeObject *code = NULL;
+    FramePtr frame = Frame_current(Thread_state());
+    while (frame != NULL && (code = Frame_code(frame)) != NULL && Code_is_transparent(code)) {
+        PyObject *outer = kind_of(code);
+        PyObject *user = outer == NULL ? NULL : Frame_first_local(frame);
+        if (outer == Py_None) {
+            return;
+        }
+        if (user != NULL) {
+            target = user;
+            kind = outer;
+        }
+        frame = Frame_back(frame);
+    }
+    PyObject *cell = find_cell(target, kind);
+    if (cell != NULL) {
+        int lasti = frame == NULL || code == NULL ? 0 : Frame_lasti(frame);
+        Wait *wait = Wait_new(cell, timed, frame == NULL ? NULL : code, lasti);
+        if (wait != NULL && PyList_Append(record->waits, (PyObject *)wait) == 0) {
+            record->epoch++;
+        }
+        Py_XDECREF(wait);
+        Py_DECREF(cell);
+    }
+}
+
+static int
+has_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    if (count > 1) {
+        return args[1] != Py_None;
+    }
+    for (Py_ssize_t i = 0; names != NULL && i < PyTuple_GET_SIZE(names); i++) {
+        if (PyUnicode_Compare(PyTuple_GET_ITEM(names, i), s_timeout) == 0) {
+            return args[count + i] != Py_None;
+        }
+    }
+    return 0;
+}
+
+/* Drop what went wrong on our side; -1: what is set is the program's, of a signal handler that ran meanwhile. */
+static int
+is_programs_error(void)
+{
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    PyErr_Clear();
+    return 0;
+}
+
+static PyObject *
+wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    SyncMethod *self = (SyncMethod *)callable;
+    Py_ssize_t count = PyVectorcall_NARGS(nargsf);
+    Record *record = core.recording && count > 0 ? current_record() : NULL;
+    if (record == NULL) {
+        return is_programs_error() < 0 ? NULL : PyObject_Vectorcall(self->function, args, nargsf, names);
+    }
+    Py_ssize_t mark = PyList_GET_SIZE(record->waits);
+    PyObject *result = NULL;
+    Py_INCREF(self);
+    Py_INCREF(record);
+    publish(record, args[0], has_timeout(args, count, names));
+    if (is_programs_error() == 0) {
+        result = PyObject_Vectorcall(self->function, args, nargsf, names);
+    }
+    PyObject *error_type, *error, *trace;
+    PyErr_Fetch(&error_type, &error, &trace);
+    Record_end_waits(record, mark);
+    Py_DECREF(record);
+    Py_DECREF(self);
+    PyErr_Restore(error_type, error, trace);
+    return result;
+}
+
+/* -- Semaphore -- */
+
+/* Return an attribute, NULL if there is none; borrowed: the object keeps it, and nothing runs while we look.  What
+ * nobody keeps (a property's result) is none. */
+static PyObject *
+peek(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GenericGetAttr(object, name);
+    if (value == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    int is_kept = Py_REFCNT(value) > 1;
+    Py_DECREF(value);
+    return is_kept ? value : NULL;
+}
+
+/* A semaphore that nobody is inside of, as its methods would find it. */
+typedef struct {
+    long value;
+    PyObject *cond; /* borrowed, and the others, too */
+    PyObject *cell;
+    PyObject *holders; /* dict: record -> number of permits */
+    long permits;      /* of the calling thread */
+} Quiet;
+
+/* Look at a semaphore; 0: it is no case for the shortcut. */
+static int
+look(PyObject *semaphore, Quiet *found)
+{
+    PyObject *lock, *number;
+    if (!core.recording || tls_record == NULL || tls_record->agent || (found->cell = peek(semaphore, s_cell)) == NULL ||
+        (found->holders = peek(found->cell, s_holders)) == NULL || !PyDict_CheckExact(found->holders) ||
+        (found->cond = peek(semaphore, s_cond)) == NULL || Py_TYPE(found->cond) != lib.condition ||
+        (lock = peek(found->cond, s_lock)) == NULL || Py_TYPE(lock) != LockType || ((Lock *)lock)->locked != FREE ||
+        (number = peek(semaphore, s_value)) == NULL || !PyLong_CheckExact(number)) {
+        return 0;
+    }
+    PyObject *permits = PyDict_GetItemWithError(found->holders, (PyObject *)tls_record);
+    found->permits = permits == NULL ? 0 : PyLong_AsLong(permits);
+    int overflow;
+    found->value = PyLong_AsLongAndOverflow(number, &overflow);
+    if (overflow || PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return 1;
+}
+
+/* Set the semaphore's value and note how many permits the thread has now; -1: nothing was done. */
+static int
+settle(PyObject *semaphore, Quiet *found, long value, long permits)
+{
+    PyObject *number = PyLong_FromLong(value);
+    int result = number == NULL ? -1 : PyObject_GenericSetAttr(semaphore, s_value, number);
+    Py_XDECREF(number);
+    if (result < 0) {
+        return -1;
+    }
+    PyObject *count = permits > 0 ? PyLong_FromLong(permits) : NULL;
+    if (count != NULL) {
+        PyDict_SetItem(found->holders, (PyObject *)tls_record, count);
+        Py_DECREF(count);
+    }
+    else if (found->permits > 0) {
+        PyDict_DelItem(found->holders, (PyObject *)tls_record);
+    }
+    PyErr_Clear(); /* the semaphore is right, whatever we know of it */
+    return 0;
+}
+
+static PyObject *
+acquire_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Quiet found;
+    if (PyVectorcall_NARGS(nargsf) == 1 && names == NULL &&
+        (Py_TYPE(args[0]) == lib.semaphore || Py_TYPE(args[0]) == lib.bounded) && look(args[0], &found) &&
+        found.value > 0) {
+        return settle(args[0], &found, found.value - 1, found.permits + 1) < 0 ? NULL : Py_NewRef(Py_True);
+    }
+    return PyObject_Vectorcall(((SyncMethod *)callable)->function, args, nargsf, names);
+}
+
+/* Give one permit back, if nobody waits for it: NULL without an exception where that is not so. */
+static PyObject *
+give_back(PyObject *semaphore, PyTypeObject *type)
+{
+    Quiet found;
+    PyObject *waiters, *initial;
+    if (Py_TYPE(semaphore) != type || !look(semaphore, &found) || (waiters = peek(found.cond, s_waiters)) == NULL ||
+        PyObject_Size(waiters) != 0 || found.value == LONG_MAX) {
+        PyErr_Clear();
+        return NULL;
+    }
+    if (type == lib.bounded) {
+        int overflow;
+        initial = peek(semaphore, s_initial);
+        if (initial == NULL || !PyLong_CheckExact(initial) ||
+            found.value >= PyLong_AsLongAndOverflow(initial, &overflow)) {
+            return NULL;
+        }
+    }
+    if (found.permits <= 0 && peek(found.cell, s_foreign) != Py_True) {
+        return NULL; /* given back by a thread that took none: for the hook to note */
+    }
+    return settle(semaphore, &found, found.value + 1, found.permits - 1) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *
+release_of(PyTypeObject *type, PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    if (PyVectorcall_NARGS(nargsf) == 1 && names == NULL) {
+        PyObject *done = give_back(args[0], type);
+        if (done != NULL || PyErr_Occurred()) {
+            return done;
+        }
+    }
+    return PyObject_Vectorcall(((SyncMethod *)callable)->function, args, nargsf, names);
+}
+
+static PyObject *
+release_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    return release_of(lib.semaphore, callable, args, nargsf, names);
+}
+
+static PyObject *
+bounded_release_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    return release_of(lib.bounded, callable, args, nargsf, names);
+}
+
+/* -- seen from Python -- */
+
+static PyObject *
+SyncMethod_get(PyObject *self, PyObject *object, PyObject *Py_UNUSED(type))
+{
+    return object == NULL || object == Py_None ? Py_NewRef(self) : PyMethod_New(self, object);
+}
+
+static PyObject *
+SyncMethod_repr(PyObject *self)
+{
+    return PyObject_Repr(((SyncMethod *)self)->function);
+}
+
+/* A name, as for any function: pickled by reference, and its own copy. */
+static PyObject *
+SyncMethod_reduce(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    return PyObject_GetAttrString(((SyncMethod *)self)->function, "__qualname__");
+}
+
+static int
+SyncMethod_traverse(SyncMethod *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->function);
+    Py_VISIT(self->dict);
+    return 0;
+}
+
+static int
+SyncMethod_clear(SyncMethod *self)
+{
+    Py_CLEAR(self->dict); /* the function stays: there is no method without */
+    return 0;
+}
+
+static void
+SyncMethod_dealloc(SyncMethod *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs != NULL) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
+    Py_CLEAR(self->function);
+    Py_CLEAR(self->dict);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef SyncMethod_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(SyncMethod, call), READONLY, NULL},
+    {"__dictoffset__", T_PYSSIZET, offsetof(SyncMethod, dict), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(SyncMethod, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+static PyGetSetDef SyncMethod_getset[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyMethodDef SyncMethod_methods[] = {
+    {"__reduce__", SyncMethod_reduce, METH_NOARGS, "Return the name."},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot SyncMethod_slots[] = {
+    {Py_tp_dealloc, SyncMethod_dealloc}, {Py_tp_traverse, SyncMethod_traverse},
+    {Py_tp_clear, SyncMethod_clear},     {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_descr_get, SyncMethod_get},   {Py_tp_repr, SyncMethod_repr},
+    {Py_tp_members, SyncMethod_members}, {Py_tp_getset, SyncMethod_getset},
+    {Py_tp_methods, SyncMethod_methods}, {0, NULL},
+};
+static PyType_Spec SyncMethod_spec = {
+    .name = "concagent._core.SyncMethod",
+    .basicsize = sizeof(SyncMethod),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_HAVE_VECTORCALL |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = SyncMethod_slots,
+};
+
+int
+Sync_init(PyObject *module)
+{
+    static const struct {
+        PyObject **place;
+        const char *text;
+    } names[] = {
+        {&s_cell, "_concagent_cell"}, {&s_kind, "condition"},         {&s_cond, "_cond"},       {&s_lock, "_lock"},
+        {&s_value, "_value"},         {&s_initial, "_initial_value"}, {&s_waiters, "_waiters"}, {&s_holders, "holders"},
+        {&s_foreign, "foreign"},      {&s_timeout, "timeout"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        *names[i].place = PyUnicode_InternFromString(names[i].text);
+        if (*names[i].place == NULL) {
+            return -1;
+        }
+    }
+    SyncMethodType = (PyTypeObject *)PyType_FromModuleAndSpec(module, &SyncMethod_spec, NULL);
+    return SyncMethodType == NULL ? -1 : 0;
+}
+
+PyObject *
+core_configure_sync(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *outer, *cell_of, *code, *kind;
+    PyTypeObject *condition, *semaphore, *bounded;
+    if (!PyArg_ParseTuple(args, "O!OO!O!O!:configure_sync", &PyDict_Type, &outer, &cell_of, &PyType_Type, &condition,
+                          &PyType_Type, &semaphore, &PyType_Type, &bounded)) {
+        return NULL;
+    }
+    if (PyDict_GET_SIZE(outer) > OUTER_SLOTS) {
+        return PyErr_Format(PyExc_ValueError, "more than %d functions that wait", OUTER_SLOTS);
+    }
+    Py_XSETREF(lib.cell_of, Py_NewRef(cell_of));
+    Py_XSETREF(lib.condition, (PyTypeObject *)Py_NewRef((PyObject *)condition));
+    Py_XSETREF(lib.semaphore, (PyTypeObject *)Py_NewRef((PyObject *)semaphore));
+    Py_XSETREF(lib.bounded, (PyTypeObject *)Py_NewRef((PyObject *)bounded));
+    Py_ssize_t at = 0;
+    int slot = 0;
+    while (PyDict_Next(outer, &at, &code, &kind)) {
+        Py_XSETREF(lib.outer[slot].code, Py_NewRef(code));
+        Py_XSETREF(lib.outer[slot].kind, Py_NewRef(kind));
+        slot++;
+    }
+    for (; slot < OUTER_SLOTS; slot++) {
+        Py_CLEAR(lib.outer[slot].code);
+        Py_CLEAR(lib.outer[slot].kind);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *
+core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    static const struct {
+        const char *name;
+        vectorcallfunc call;
+    } kinds[] = {
+        {"wait", wait_call},
+        {"acquire", acquire_call},
+        {"release", release_call},
+        {"bounded_release", bounded_release_call},
+    };
+    const char *name;
+    PyObject *function;
+    if (!PyArg_ParseTuple(args, "sO:sync_method", &name, &function)) {
+        return NULL;
+    }
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        if (strcmp(kinds[i].name, name) == 0 && lib.cell_of != NULL) {
+            SyncMethod *self = (SyncMethod *)SyncMethodType->tp_alloc(SyncMethodType, 0);
+            if (self != NULL) {
+                self->call = kinds[i].call;
+                self->function = Py_NewRef(function);
+            }
+            return (PyObject *)self;
+        }
+    }
+    return PyErr_Format(PyExc_ValueError, "no such method, or configure_sync() was not called: %s", name);
+}
