@@ -338,7 +338,7 @@ class Agent:
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
-        from concagent.hooks import files, fork, locks, sync, threads
+        from concagent.hooks import files, fork, futures, locks, sync, threads
         from concagent.hooks.patching import PatchSet
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
@@ -352,6 +352,7 @@ class Agent:
                 self._patches.add(self._adoption)
         if "sync" in families:
             sync.add_patches(self._patches)
+            futures.add_patches(self._patches)
         if "threads" in families:
             threads.add_patches(self._patches)
         if "files" in families and self.config.files:

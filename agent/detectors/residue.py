@@ -31,6 +31,10 @@ _DEADLOCK_ADVICE: Final = (
     "Do not wait for a signal, a queue, a permit or a future while holding a lock that its giver needs: release the lock "
     "first, or let the giver do without it. To break it at run time give the wait a time-out."
 )
+_FUTURE_ADVICE: Final = (
+    "A task must not wait for a task of its own pool that has no free worker, nor for one that waits for it: return the future "
+    "and let the caller wait, or give the inner tasks a pool of their own. More workers only put it off."
+)
 _STALL_ADVICE: Final = (
     "Somebody must notify, set or release, and nobody is left who can: check the order of wait and notify (wait in a loop on "
     "the condition, notify after the change), exceptions that skip the release, and threads that ended early."
@@ -130,10 +134,16 @@ def _finding(
         "suspected" if suspected or doubt else "proven",
         roles,
         title=f"{kind} of {number}: {names(waits, 2)}, {why}",
-        advice=_DEADLOCK_ADVICE if kind == "deadlock" else _STALL_ADVICE,
+        advice=_advice(kind, {resource.kind for resource in awaited.values()}),
         resource_kind=common_kind([awaited[serial].kind for serial in members]),
         reason=doubt or evidence,
     )
+
+
+def _advice(kind: str, awaited: set[str]) -> str:
+    if kind == "stall":
+        return _STALL_ADVICE
+    return _FUTURE_ADVICE if awaited == {"future"} else _DEADLOCK_ADVICE
 
 
 def _noun(scene: Scene, members: Iterable[int]) -> str:
