@@ -416,6 +416,13 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 static PyMethodDef core_methods[] = {
     {"signal_register", core_signal_register, METH_VARARGS, "Write a byte into a descriptor at each signal."},
     {"signal_unregister", core_signal_unregister, METH_VARARGS, "Put back what handled the signal before."},
+    {"last_resort_start", core_last_resort_start, METH_VARARGS, "Write all stacks if a request finds no answer."},
+    {"last_resort_stop", core_last_resort_stop, METH_NOARGS, "End that thread; return its native id, 0 if none ran."},
+    {"last_resort_after_fork", core_last_resort_after_fork, METH_NOARGS, "Forget that thread in a fork's child."},
+    {"last_resort_threads", core_last_resort_threads, METH_NOARGS,
+     "Return how many threads of the process it is: 0 or 1."},
+    {"last_resort_requests", core_last_resort_requests, METH_NOARGS, "Return how often the signal came."},
+    {"last_resort_answer", core_last_resort_answer, METH_O, "Say that requests up to this number have their answer."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
     {"configure_sync", core_configure_sync, METH_VARARGS, "Tell the core what the library builds on conditions."},
     {"sync_method", core_sync_method, METH_VARARGS, "Return a replacement for a method of a condition or semaphore."},

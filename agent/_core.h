@@ -250,6 +250,15 @@ PyObject *core_configure_sync(PyObject *module, PyObject *args);
 PyObject *core_keep_cell(PyObject *module, PyObject *args);
 PyObject *core_sync_method(PyObject *module, PyObject *args);
 
+/* _core_lastresort.c */
+void LastResort_request(void);
+PyObject *core_last_resort_requests(PyObject *module, PyObject *none);
+PyObject *core_last_resort_answer(PyObject *module, PyObject *number);
+PyObject *core_last_resort_start(PyObject *module, PyObject *args);
+PyObject *core_last_resort_stop(PyObject *module, PyObject *none);
+PyObject *core_last_resort_after_fork(PyObject *module, PyObject *none);
+PyObject *core_last_resort_threads(PyObject *module, PyObject *none);
+
 /* _core_lock.c */
 void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);
 void tell_misuse(const char *detail, Lock *lock, PyObject *hold);

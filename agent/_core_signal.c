@@ -1,9 +1,9 @@
-/* A signal handler that writes one byte into a pipe and does nothing else.
+/* A signal handler that writes one byte into a pipe, counts, and does nothing else.
  *
  * faulthandler's handler, which is the only other one that runs at once and can be installed from Python, walks the
  * frames of the interrupted thread.  That is made for processes that are dying: on some versions (3.13.0) it crashes
- * when the signal comes in the midst of a call.  This one is async-signal-safe: write(2), and the handler that was
- * there before.
+ * when the signal comes in the midst of a call.  This one is async-signal-safe: write(2), futex(2) (see
+ * _core_lastresort.c), and the handler that was there before.
  *
  * One signal at a time; register again to change the descriptor, unregister to put back what was there.
  */
@@ -25,6 +25,7 @@ on_signal(int signum, siginfo_t *info, void *context)
     if (report.fd >= 0) {
         ssize_t ignored = write(report.fd, "s", 1);
         (void)ignored; /* full: a request is pending anyway */
+        LastResort_request();
     }
     if (report.chain) {
         if (report.before.sa_flags & SA_SIGINFO) {

@@ -17,7 +17,7 @@ from concagent import _real, core, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
-from concagent.monitor import Monitor
+from concagent.monitor import Monitor, wait_until_gone
 from concagent.openings import Openings
 from concagent.reporting import write_stderr
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from concagent.exporters.control import ControlServer
     from concagent.exporters.http import Endpoint
     from concagent.exporters.log import LogSink
+    from concagent.lastresort import LastResort
     from concagent.leakwatch import LeakWatch
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
@@ -133,6 +134,7 @@ class Agent:
         self._at_fork: list[Any] = []
         self._endpoint: Endpoint | None = None
         self._control: ControlServer | None = None
+        self._last_resort: LastResort | None = None
         self._adoption: Any = None
         self._paused = False
         self._installed = False
@@ -381,6 +383,7 @@ class Agent:
     def _listen_to_signal(self) -> None:
         if self.config.report_signal == "off":
             return
+        from concagent.lastresort import LastResort
         from concagent.reporting import SignalReports
         from concagent.reportsignal import ReportSignal
 
@@ -403,13 +406,22 @@ class Agent:
             directory = ReportDirectory(path)
         to_stderr = self.config.report_to != "file"
         text = lambda: self.render("text", self.config.report_signal)  # noqa: E731
-        self.monitor.services.append(SignalReports(listener, text, directory, to_stderr))
+        self._last_resort = LastResort(
+            self.config.last_resort_after,
+            self.config.report_signal,
+            directory.path if directory is not None else None,
+            to_stderr=to_stderr,
+        )
+        self.monitor.services.append(SignalReports(listener, text, directory, to_stderr, self._last_resort))
         self._undo.append(("report signal", listener.close))
         self._at_fork.append(listener)
 
     def _start_thread(self) -> None:
         self.monitor.start()
         self._undo.append(("monitor thread", self.monitor.stop))
+        if self._last_resort is not None:
+            self._last_resort.start()
+            self._undo.append(("last resort", self._last_resort.stop))
         atexit.register(self._at_exit)
         self._undo.append(("exit hook", lambda: atexit.unregister(self._at_exit)))
 
@@ -468,7 +480,9 @@ class Agent:
         if fork.WARNS_ABOUT_THREADS and not others and self.monitor.is_running():
             self._paused = self.monitor.stop(0.5)
             if self._paused:
-                self.monitor.wait_until_gone()
+                wait_until_gone(self.monitor.native_id)
+                if self._last_resort is not None:
+                    wait_until_gone(self._last_resort.stop())
 
     def after_fork_in_parent(self) -> None:
         """Bring the thread back, after CPython has counted threads."""
@@ -483,6 +497,8 @@ class Agent:
     def _resume(self) -> None:
         if self._installed and _agent is self:
             self.monitor.start()
+            if self._last_resort is not None:
+                self._last_resort.start()
 
     def after_fork_in_child(self) -> None:
         """Begin anew: no findings, no threads but the caller's, sockets and pipes of our own."""
@@ -497,6 +513,8 @@ class Agent:
         for part in self._at_fork:
             part.after_fork_in_child()
         self.monitor.start()
+        if self._last_resort is not None:
+            self._last_resort.after_fork_in_child()
 
     def _wake(self) -> None:
         self.monitor.wake()

@@ -435,6 +435,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         None,
         "Directory of report files; by default one of the user's, mode 0700.",
     ),
+    Option(
+        "last_resort_after",
+        Duration(),
+        5.0,
+        "How long a report asked for by the signal may take before the bare stacks are written instead; 0 is never.",
+    ),
     Option("socket", Switch(), True, "Listen on a Unix socket for `concagent report PID`."),
     Option(
         "metrics_port",
@@ -513,6 +519,7 @@ class Config(NamedTuple):
     report_signal: str = _default("report_signal")
     report_to: Literal["stderr", "file", "both"] = _default("report_to")
     report_dir: str | None = _default("report_dir")
+    last_resort_after: float = _default("last_resort_after")
     socket: bool = _default("socket")
     metrics_port: int | None = _default("metrics_port")
     metrics_address: str = _default("metrics_address")

@@ -144,6 +144,11 @@ def sync_method(name: str, hook: Any) -> Any:
     return functools.update_wrapper(method, original, _WRAPPED)
 
 
+def last_resort() -> Any:
+    """Return what has the functions ``last_resort_*``, None if this twin has no last resort."""
+    return implementation if NAME == "c" else None
+
+
 class _SignalHandler:
     """The C core's handler, with the two functions of ``faulthandler`` that it stands in for."""
 

@@ -160,13 +160,6 @@ class Monitor(core.Listener):
         """Return whether the thread runs."""
         return self._running
 
-    def wait_until_gone(self) -> None:
-        """Wait until the operating system has let go of the ended thread, at most a moment: it counts threads at a fork."""
-        path = f"/proc/self/task/{self.native_id}"
-        deadline = _real.monotonic_ns() + 500_000_000
-        while os.path.exists(path) and _real.monotonic_ns() < deadline:
-            _real.sleep(0.0002)
-
     def close(self) -> None:
         """Close the wake-up pipe, after ``stop``."""
         self._pipe.close()
@@ -330,6 +323,17 @@ class Monitor(core.Listener):
         return self._judge.order.edge_count if self._judge is not None else 0
 
 
+def wait_until_gone(native_id: int) -> None:
+    """Wait until the operating system has let go of an ended thread, at most a moment: it counts threads at a fork.
+
+    Args:
+        native_id: The thread's; 0 for none.
+    """
+    deadline = _real.monotonic_ns() + 500_000_000
+    while native_id and os.path.exists(f"/proc/self/task/{native_id}") and _real.monotonic_ns() < deadline:
+        _real.sleep(0.0002)
+
+
 def _handle(service: Service) -> None:
     service.handle()
 
@@ -340,4 +344,4 @@ def _tick_ns(config: Config) -> int:
     return max(SHORTEST_TICK_NS, min([TICK_NS, *(threshold // 2 for threshold in thresholds if threshold < TICK_NS)]))
 
 
-__all__ = ["Monitor", "Service"]
+__all__ = ["Monitor", "Service", "wait_until_gone"]

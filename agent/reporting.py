@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from concagent.exporters.report_file import ReportDirectory
+    from concagent.lastresort import LastResort
     from concagent.reportsignal import ReportSignal
 
 
@@ -27,13 +28,19 @@ class SignalReports:
     """A service of the monitor's poll: the signal's pipe."""
 
     def __init__(
-        self, listener: ReportSignal, make_text: Callable[[], str], directory: ReportDirectory | None, stderr: bool
+        self,
+        listener: ReportSignal,
+        make_text: Callable[[], str],
+        directory: ReportDirectory | None,
+        stderr: bool,
+        last_resort: LastResort,
     ) -> None:
-        """Write to ``directory`` if there is one, and to standard error if ``stderr``."""
+        """Write to ``directory`` if there is one, and to standard error if ``stderr``; tell ``last_resort`` of each answer."""
         self._listener = listener
         self._make_text = make_text
         self._directory = directory
         self._stderr = stderr
+        self._last_resort = last_resort
         self._wanted = 0
         self._lost_ns = 0
         self._writing = _real.allocate_lock()
@@ -76,7 +83,9 @@ class SignalReports:
             self._writing.release()
 
     def _write_one(self) -> None:
+        asked = self._last_resort.requests()
         text = self._make_text()
+        self._last_resort.answer(asked)
         if self._directory is not None:
             path = self._directory.write(text, "report")
             if not self._stderr:

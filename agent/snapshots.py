@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from concagent import _real, calls, core, naming, state
+from concagent import _real, calls, core, lastresort, naming, state
 from concagent.model import (
     Actor,
     AssignmentEdge,
@@ -332,7 +332,7 @@ class Builder:
             assignments=tuple(sorted(self.assignments.values(), key=lambda e: (e.resource, e.holder))),
             signals=tuple(sorted(self.signals.values(), key=lambda e: (e.resource, e.actor))),
             untracked_locks=state.untracked_locks,
-            foreign_threads=max(0, _native_threads() - len(self.frames)),
+            foreign_threads=max(0, _native_threads() - lastresort.native_threads() - len(self.frames)),
         )
 
 
