@@ -52,8 +52,8 @@ finish()
 """
 
 
-def stuck(runner: Any, program: str, **options: Any) -> Any:
-    child = runner.start(program, last_resort_after=0.3, **options)
+def stuck(runner: Any, program: str, last_resort_after: float = 0.3, **options: Any) -> Any:
+    child = runner.start(program, last_resort_after=last_resort_after, **options)
     assert child.until(lambda: "ready" in child.stdout()), child.stderr()
     child.linger(0.05)  # between the print and the call
     return child
@@ -95,12 +95,12 @@ def test_a_regular_expression_without_end_is_shown(runner: Any) -> None:
 
 
 def test_a_program_that_answers_gets_the_report_only(runner: Any) -> None:
-    child = stuck(runner, ANSWERS)
+    child = stuck(runner, ANSWERS, last_resort_after=3)  # the machine may be busy
     for _ in range(3):
         before = len(child.stderr())
         child.signal()
         assert child.until(lambda before=before: len(child.stderr()) > before)
-    child.linger(0.8)
+    child.linger(3.5)
     (child._folder / "end").touch()
     assert child.wait_for_end()
     outcome = child.end()
@@ -246,12 +246,13 @@ def test_a_request_of_the_parents_is_not_told_in_the_child(runner: Any) -> None:
             pause(1)
             os._exit(0)
         os.waitpid(child, 0)
+        print(child)
         finish()
         """,
         last_resort_after=0.2,
     )
 
-    assert HEAD not in outcome.stderr
+    assert f"Process {outcome.stdout.split()[0]}: " not in outcome.stderr
     assert outcome.returncode == 0
 
 
