@@ -440,6 +440,7 @@ static PyMethodDef core_methods[] = {
     {"keep_cell", core_keep_cell, METH_VARARGS, "Lay a cell into an object, unless it has one; return what it has."},
     {"begin_wait", core_begin_wait, METH_VARARGS, "Publish a wait for something that is not a lock of ours."},
     {"wait_mark", core_wait_mark, METH_NOARGS, "Return how many waits the calling thread is in."},
+    {"waiter_lock", core_waiter_lock, METH_NOARGS, "Return a lock that remembers who released it."},
     {"end_waits", core_end_waits, METH_O, "End the waits published since the mark."},
     {"check_wait", core_check_wait, METH_O, "Walk from a published wait; raises what the listener answers to a ring."},
     {"wake_victim", core_wake_victim, METH_VARARGS, "Make a blocked acquire raise; False if it cannot be woken."},
@@ -522,7 +523,7 @@ make_types(PyObject *module)
     WaitType = make_type(module, &Wait_spec);
     ThreadEndType = make_type(module, &ThreadEnd_spec);
     if (!LockMetaType || !LockType || !RLockType || !CellType || !ClassType || !RecordType || !WaitType ||
-        !ThreadEndType) {
+        !ThreadEndType || Waiter_init(module) < 0) {
         return -1;
     }
     /* PyType_FromMetaclass is 3.12; the metatype adds one method and no field, so the exchange is safe. */

@@ -137,6 +137,7 @@ struct Record {
     Chain **chains; /* of held[0..i] */
     char ended;
     char agent;
+    Record *waker;    /* owned or NULL: who released the last waiter's lock that this thread took; see _core_waiter.c */
     PyObject *waits;  /* owned list of Wait, innermost last */
     PyObject *name;   /* owned str */
     PyObject *daemon; /* owned bool */
@@ -259,7 +260,18 @@ PyObject *core_last_resort_stop(PyObject *module, PyObject *none);
 PyObject *core_last_resort_after_fork(PyObject *module, PyObject *none);
 PyObject *core_last_resort_threads(PyObject *module, PyObject *none);
 
+/* What acquire's arguments ask for. */
+typedef struct {
+    int blocking;
+    int64_t timeout_ns; /* -1: for ever */
+} Patience;
+
+/* _core_waiter.c */
+PyObject *core_waiter_lock(PyObject *module, PyObject *none);
+int Waiter_init(PyObject *module);
+
 /* _core_lock.c */
+int parse_patience(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience);
 void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);
 void tell_misuse(const char *detail, Lock *lock, PyObject *hold);
 extern PyType_Spec Lock_spec, RLock_spec;

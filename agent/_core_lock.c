@@ -155,11 +155,6 @@ tell_misuse(const char *detail, Lock *lock, PyObject *hold)
 
 /* -- arguments of acquire -- */
 
-typedef struct {
-    int blocking;
-    int64_t timeout_ns; /* -1: for ever */
-} Patience;
-
 /* Up, as the original rounds; what it accepts fits into 63 bits. */
 static inline int64_t
 ns_of(double seconds)
@@ -256,7 +251,7 @@ parse_usual(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *
 }
 
 /* Read acquire's arguments; -1 with the exception that the original raises. */
-static inline int
+int
 parse_patience(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience)
 {
     patience->blocking = 1;

@@ -77,6 +77,7 @@ Record_end(Record *self)
     if (tls_record == self) {
         tls_record = NULL;
     }
+    Py_CLEAR(self->waker);
     drop_ident(self);
     Record_leave_queues(self);
     if (self->held_count > 0 && core.recording && !is_finalizing() && self->pid == (long)getpid()) {
@@ -402,6 +403,7 @@ Record_dealloc(Record *self)
         PyMem_Free(self->held);
         PyMem_Free(self->chains);
     }
+    Py_CLEAR(self->waker);
     Py_CLEAR(self->waits);
     Py_CLEAR(self->name);
     Py_CLEAR(self->daemon);
@@ -504,6 +506,8 @@ static PyGetSetDef Record_getset[] = {
     {"epoch", (getter)Record_get_number, NULL, NULL, (void *)4},
     {"ended", (getter)Record_get_number, NULL, NULL, (void *)5},
     {"agent", (getter)Record_get_number, NULL, NULL, (void *)6},
+    {"waker", (getter)Record_get_object, NULL, "Who released the last waiter's lock that this thread took, or None.",
+     (void *)offsetof(Record, waker)},
     {"waits", (getter)Record_get_object, NULL, NULL, (void *)offsetof(Record, waits)},
     {"name", (getter)Record_get_object, NULL, NULL, (void *)offsetof(Record, name)},
     {"daemon", (getter)Record_get_object, NULL, NULL, (void *)offsetof(Record, daemon)},

@@ -26,15 +26,15 @@ static PyTypeObject *SyncMethodType;
 
 /* What the library looks like; set once for each installation, and kept: a method of ours may be in use for ever. */
 static struct {
-    PyObject *cell_of;                             /* owned: (object, kind) -> cell or None; does not raise */
+    PyObject *cell_of; /* owned: (condition, object, what `outer` says) -> cell or None; does not raise */
     PyTypeObject *condition, *semaphore, *bounded; /* owned */
     struct {
         PyObject *code; /* owned */
         PyObject *kind; /* owned: the wait is for the `self` of this code; None: such a wait ends by itself */
     } outer[OUTER_SLOTS];
 } lib;
-static PyObject *s_cell, *s_kind, *s_cond, *s_lock, *s_value, *s_initial, *s_waiters, *s_holders, *s_foreign,
-    *s_timeout;
+static PyObject *s_cell, *s_learn, *s_cond, *s_lock, *s_value, *s_initial, *s_waiters, *s_holders, *s_foreign,
+    *s_timeout, *s_signallers;
 
 static PyObject *
 kind_of(PyCodeObject *code)
@@ -65,14 +65,15 @@ core_keep_cell(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* -- Condition.wait -- */
 
-/* The cell of what is waited for, made on first use; NULL: there is none, an exception may be set. */
+/* The cell of what is waited for, which lies in the condition; made on first use.  NULL: there is none, an exception
+ * may be set. */
 static PyObject *
-find_cell(PyObject *target, PyObject *kind)
+find_cell(PyObject *condition, PyObject *target, PyObject *kind)
 {
-    PyObject *cell = PyObject_GenericGetAttr(target, s_cell); /* asks no `__getattr__` of the program */
+    PyObject *cell = PyObject_GenericGetAttr(condition, s_cell); /* asks no `__getattr__` of the program */
     if (cell == NULL) {
         PyErr_Clear();
-        cell = PyObject_CallFunctionObjArgs(lib.cell_of, target, kind, NULL);
+        cell = PyObject_CallFunctionObjArgs(lib.cell_of, condition, target, kind, NULL);
     }
     if (cell == Py_None) {
         Py_CLEAR(cell);
@@ -81,19 +82,19 @@ find_cell(PyObject *target, PyObject *kind)
 }
 
 /* Say that the calling thread waits on a condition, on behalf of the outermost of the library's functions that called
- * it. */
-static void
+ * it; return the cell, NULL if nothing is published. */
+static PyObject *
 publish(Record *record, PyObject *condition, int timed)
 {
     PyObject *target = condition; /* borrowed: the caller's, or a frame's below us */
-    PyObject *kind = s_kind;
+    PyObject *kind = Py_None;
     PyCodeObject *code = NULL;
     FramePtr frame = Frame_current(Thread_state());
     while (frame != NULL && (code = Frame_code(frame)) != NULL && Code_is_transparent(code)) {
         PyObject *outer = kind_of(code);
         PyObject *user = outer == NULL ? NULL : Frame_first_local(frame);
         if (outer == Py_None) {
-            return;
+            return NULL;
         }
         if (user != NULL) {
             target = user;
@@ -101,7 +102,7 @@ publish(Record *record, PyObject *condition, int timed)
         }
         frame = Frame_back(frame);
     }
-    PyObject *cell = find_cell(target, kind);
+    PyObject *cell = find_cell(condition, target, kind);
     if (cell != NULL) {
         int lasti = frame == NULL || code == NULL ? 0 : Frame_lasti(frame);
         Wait *wait = Wait_new(cell, timed, frame == NULL ? NULL : code, lasti);
@@ -109,8 +110,28 @@ publish(Record *record, PyObject *condition, int timed)
             record->epoch++;
         }
         Py_XDECREF(wait);
-        Py_DECREF(cell);
     }
+    return cell;
+}
+
+/* Count who has ended the wait; a new one is a matter for the cell. */
+static void
+learn(PyObject *cell, Record *waker)
+{
+    PyObject *known = PyObject_GenericGetAttr(cell, s_signallers);
+    PyObject *times =
+        known == NULL || !PyDict_CheckExact(known) ? NULL : PyDict_GetItemWithError(known, (PyObject *)waker);
+    if (times != NULL && PyLong_CheckExact(times)) {
+        PyObject *more = PyLong_FromLongLong(PyLong_AsLongLong(times) + 1);
+        if (more != NULL) {
+            PyDict_SetItem(known, (PyObject *)waker, more);
+            Py_DECREF(more);
+        }
+    }
+    else if (!PyErr_Occurred()) {
+        Py_XDECREF(PyObject_CallMethodObjArgs(cell, s_learn, (PyObject *)waker, NULL));
+    }
+    Py_XDECREF(known);
 }
 
 static int
@@ -151,13 +172,22 @@ wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *na
     PyObject *result = NULL;
     Py_INCREF(self);
     Py_INCREF(record);
-    publish(record, args[0], has_timeout(args, count, names));
+    PyObject *cell = publish(record, args[0], has_timeout(args, count, names));
     if (is_programs_error() == 0) {
         result = PyObject_Vectorcall(self->function, args, nargsf, names);
+    }
+    if (result == Py_True && cell != NULL && record->waker != NULL) {
+        Record *waker = (Record *)Py_NewRef((PyObject *)record->waker);
+        learn(cell, waker);
+        Py_DECREF(waker);
+        if (is_programs_error() < 0) {
+            Py_CLEAR(result);
+        }
     }
     PyObject *error_type, *error, *trace;
     PyErr_Fetch(&error_type, &error, &trace);
     Record_end_waits(record, mark);
+    Py_XDECREF(cell);
     Py_DECREF(record);
     Py_DECREF(self);
     PyErr_Restore(error_type, error, trace);
@@ -383,9 +413,10 @@ Sync_init(PyObject *module)
         PyObject **place;
         const char *text;
     } names[] = {
-        {&s_cell, "_concagent_cell"}, {&s_kind, "condition"},         {&s_cond, "_cond"},       {&s_lock, "_lock"},
-        {&s_value, "_value"},         {&s_initial, "_initial_value"}, {&s_waiters, "_waiters"}, {&s_holders, "holders"},
-        {&s_foreign, "foreign"},      {&s_timeout, "timeout"},
+        {&s_cell, "_concagent_cell"}, {&s_learn, "learn"},           {&s_cond, "_cond"},
+        {&s_lock, "_lock"},           {&s_value, "_value"},          {&s_initial, "_initial_value"},
+        {&s_waiters, "_waiters"},     {&s_holders, "holders"},       {&s_foreign, "foreign"},
+        {&s_timeout, "timeout"},      {&s_signallers, "signallers"},
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         *names[i].place = PyUnicode_InternFromString(names[i].text);

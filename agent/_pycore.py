@@ -224,7 +224,7 @@ class ThreadRecord:
 
     __slots__ = (
         "acquisitions", "agent", "chains", "daemon", "ended", "epoch", "held", "ident", "name", "native_id", "pid",
-        "serial", "stats", "thread", "waits",
+        "serial", "stats", "thread", "waits", "waker",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -238,6 +238,7 @@ class ThreadRecord:
         self.epoch = 0
         self.ended = False
         self.agent = False
+        self.waker: ThreadRecord | None = None  # who released the last waiter's lock that this thread took
         self.stats: dict[int, list[int]] = {}  # class serial -> contentions, wait ns, buckets...
         thread = _real.find_thread(self.ident)
         self.thread = _real.weak_reference(thread) if thread is not None else None
@@ -327,6 +328,7 @@ def thread_ended(record: ThreadRecord) -> None:
     if record.ended:
         return
     record.ended = True
+    record.waker = None
     if _by_ident.get(record.ident) is record:
         _by_ident.pop(record.ident, None)
     _leave_queues(record)
@@ -1052,6 +1054,70 @@ def _release_rlock(cell: LockCell) -> None:
         if _recording:
             _listener.misuse("foreign-release" if hold is not None else "double-release", cell, hold, _getframe(2))
         raise RuntimeError("cannot release un-acquired lock")
+
+
+# ---------------------------------------------------------------- the lock that a condition's waiter sleeps on
+
+
+class WaiterLock:
+    """A lock that remembers who released it: in `Condition.wait` that is whoever has ended the wait.
+
+    The sleeper finds him when it wakes, and leaves him in its own record (``waker``) until the next such lock is taken.
+    """
+
+    __slots__ = ("__weakref__", "_lock", "_releaser")
+
+    def __init__(self) -> None:
+        self._lock = _allocate()
+        self._releaser: ThreadRecord | None = None
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        """Take the lock."""
+        if not self._lock.acquire(*args, **kwargs):
+            return False
+        try:
+            record = _tls.record
+        except AttributeError:
+            return True
+        giver = self._releaser
+        self._releaser = None
+        record.waker = giver if giver is not record else None
+        return True
+
+    __enter__ = acquire
+
+    @_uninterrupted
+    def release(self) -> None:
+        """Release the lock, and be remembered for it."""
+        try:
+            self._releaser = _tls.record if _recording else None
+        except AttributeError:
+            self._releaser = None
+        self._lock.release()
+
+    @_uninterrupted
+    def __exit__(self, *exc: object) -> None:
+        """Release at the end of a ``with`` block."""
+        try:
+            self.release()
+        finally:
+            pass
+
+    def locked(self) -> bool:
+        """Return whether the lock is held."""
+        return self._lock.locked()
+
+    def _at_fork_reinit(self) -> None:
+        self._lock = _allocate()
+        self._releaser = None
+
+    def __repr__(self) -> str:
+        return f"<{'locked' if self.locked() else 'unlocked'} _thread.lock object at {id(self):#x}>"
+
+
+def waiter_lock() -> WaiterLock:
+    """Return a lock that remembers who released it."""
+    return WaiterLock()
 
 
 # ---------------------------------------------------------------- making locks

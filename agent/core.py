@@ -78,6 +78,7 @@ forget_record = implementation.forget_record
 mark_agent_thread = implementation.mark_agent_thread
 next_serial = implementation.next_serial
 keep_cell = implementation.keep_cell
+waiter_lock = implementation.waiter_lock
 begin_wait = implementation.begin_wait
 wait_mark = implementation.wait_mark
 end_waits = implementation.end_waits
@@ -113,14 +114,15 @@ def stop() -> None:
 
 
 def configure_sync(
-    outer: dict[Any, str | None], cell_of: Callable[[Any, str], Any], condition: type, semaphore: type, bounded: type
+    outer: dict[Any, Any], cell_of: Callable[[Any, Any, Any], Any], condition: type, semaphore: type, bounded: type
 ) -> None:
     """Tell the C twin what the standard library builds on conditions; to be called before `sync_method`.
 
     Args:
-        outer: Code of the library's functions that wait -> the kind of what their ``self`` is; None for one whose wait
+        outer: Code of the library's functions that wait -> what ``cell_of`` is to be told of them; None for one whose wait
             always ends.  At most 16; the outermost of them on the stack counts.
-        cell_of: Makes the cell of an object of a kind, or returns None.  Does not raise.
+        cell_of: (condition, ``self`` of the function or the condition, what ``outer`` says or None) -> the cell, which it leaves
+            in the condition, or None.  Does not raise.
         condition: The library's class, and the following, too: their instances, not derived ones, take the shortcut.
         semaphore: Its instances have ``_cond`` and ``_value``, their cells ``holders`` and ``foreign``.
         bounded: Its instances have ``_initial_value``, too.

@@ -258,13 +258,14 @@ class FindingActor:
 
 @dataclass(frozen=True, slots=True)
 class FindingResource:
-    """A resource of a finding, with the site that created it and its present holders."""
+    """A resource of a finding, with the site that created it, its present holders, and `Resource.detail`."""
 
     id: str
     kind: str
     name: str | None = None
     created: CallSite | None = None
     holders: tuple[Holder, ...] = ()
+    detail: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resource as a JSON object of DESIGN's wire format."""
@@ -274,6 +275,7 @@ class FindingResource:
             "name": self.name,
             "created": self.created.to_dict() if self.created else None,
             "holders": [holder.to_dict() for holder in self.holders],
+            "detail": self.detail,
         }
 
 

@@ -343,12 +343,29 @@ def describe_resource(cell: Any, wait: Any = None, *, named: bool = True) -> Res
     target = wait.user if wait is not None else None
     if target is None and hasattr(cell, "reference"):
         target = cell.reference()
-    name = cell.name or (naming.name_of(target, created, wait) if named else None)
+    name = cell.name or _given_name(target) or (naming.name_of(target, created, wait) if named else None)
     permits = _permits(cell.kind, target)
     signal = cell.cls.signal if hasattr(cell, "cls") else bool(getattr(cell, "foreign", True) and cell.kind != "thread")
-    ended_by, detail = getattr(cell, "ended_by", None), getattr(cell, "detail", None)
-    text = detail(target) if callable(detail) and target is not None else None
-    return Resource(cell.serial, cell.kind, name, created, signal, permits, ended_by, text)
+    ended_by = getattr(cell, "ended_by", None)
+    return Resource(cell.serial, cell.kind, name, created, signal, permits, ended_by, _detail(cell, target))
+
+
+def _given_name(target: Any) -> str | None:
+    """Return the name that the program gave to an object of which the cell stands for a part: one of a queue's conditions."""
+    cell = state.existing_cell(target) if target is not None else None
+    return cell.name if cell is not None else None
+
+
+def _detail(cell: Any, target: Any) -> str | None:
+    detail = getattr(cell, "detail", None)
+    if detail is None or target is None:
+        return None
+    text: str | None = None
+    try:
+        text = detail(target)
+    except Exception as error:  # noqa: BLE001 - border: attributes of an object of the program, which may be anything
+        state.count_error("detail", error)
+    return text
 
 
 def _permits(kind: str, target: Any) -> int | None:

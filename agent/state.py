@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 EVENT_LIMIT: Final = 10_000
+SIGNALLER_LIMIT: Final = 16  # remembered for one resource
 ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of other actors are above
 STACK_LIMIT: Final = 100
 CELL: Final = "_concagent_cell"
@@ -43,6 +44,7 @@ class SyncCell:
         "detail",
         "ended_by",
         "foreign",
+        "has_many_signallers",
         "holders",
         "kind",
         "lasti",
@@ -62,14 +64,32 @@ class SyncCell:
         self.reference = _real.weak_reference(target)
         # Permits of a semaphore: each key is written by its own thread only.
         self.holders: dict[Any, int] = {}
-        # Who has ended waits here before, and how often; each key is written by the thread that was woken.
+        # Who has ended waits here before, and how often; whoever was woken writes.
         self.signallers: dict[Any, int] = {}
+        self.has_many_signallers = False  # set once: so many that nobody in particular is waited for
         self.ended_by: str | None = None  # where it differs from what `words.ENDED_BY` says of the kind
         self.detail: Callable[[Any], str | None] | None = None  # target -> what a report should add to its name
         self.foreign = False  # set once: somebody gave back a permit that he had not taken
 
     def hold_seen_by(self, wait: Any) -> None:
         """Return None: no single holder can end such a wait, the walk stops here."""
+
+    def learn(self, signaller: Any) -> None:
+        """Count who has ended a wait; called by the thread that was woken.
+
+        Records of ended threads stay, for it matters that all who ever signalled have ended, but not at the cost of others.
+        """
+        signallers = self.signallers
+        if signaller not in signallers and len(signallers) >= SIGNALLER_LIMIT:
+            for known in list(signallers):
+                if known.ended:
+                    signallers.pop(known, None)
+            if len(signallers) >= SIGNALLER_LIMIT:
+                self.has_many_signallers = True
+        if self.has_many_signallers:
+            signallers.clear()
+        else:
+            signallers[signaller] = signallers.get(signaller, 0) + 1
 
 
 class ThreadCell:
@@ -109,6 +129,19 @@ def sync_cell(target: Any, kind: str) -> SyncCell:
         return _attribute(target, CELL)  # type: ignore[no-any-return]
     except AttributeError:
         return core.keep_cell(target, CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
+
+
+def condition_cell(condition: Any, target: Any, kind: str, detail: Callable[[Any], str | None] | None) -> SyncCell:
+    """Return the cell for waits on a condition that a ``target`` of this kind waits with, made on first use.
+
+    A queue has a cell for each of its conditions: who puts does not end a wait to put.  Everything else has one.
+    """
+    try:
+        return _attribute(condition, CELL)  # type: ignore[no-any-return]
+    except AttributeError:
+        cell = SyncCell(kind, target) if kind == "queue" else sync_cell(target, kind)
+        cell.detail = detail
+        return core.keep_cell(condition, CELL, cell)  # type: ignore[no-any-return]
 
 
 def thread_cell(thread: Any) -> ThreadCell:

@@ -161,7 +161,8 @@ def scene_of_snapshot(snapshot: Snapshot) -> Scene:
             )
         )
     resources = [
-        FindingResource(r.id, r.kind, r.name, r.created, tuple(held_by.get(r.serial, ()))) for r in snapshot.resources
+        FindingResource(r.id, r.kind, r.name, r.created, tuple(held_by.get(r.serial, ())), r.detail)
+        for r in snapshot.resources
     ]
     states = {actor.id: actor.state for actor in snapshot.actors}
     return _scene(snapshot.wall_seconds, actors, resources, waits, pairs, sites, states)

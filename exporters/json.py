@@ -204,6 +204,7 @@ def _resource(data: Mapping[str, Any]) -> FindingResource:
         holders=tuple(
             Holder(str(h["actor"]), _site(h.get("acquired")), _seconds(h.get("since"))) for h in data.get("holders", ())
         ),
+        detail=_text(data.get("detail")),
     )
 
 

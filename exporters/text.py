@@ -326,10 +326,10 @@ def _wants(scene: Scene, actor: str, finding_kind: str = "", *, described: bool 
 def _described(scene: Scene, resource: str) -> str:
     name = scene.resource_name[resource]
     found = scene.resources.get(resource)
-    if found is None or found.created is None:
-        return name
-    making = _MAKING_WORDS.get(found.kind, "created")
-    return f"{name} ({making} {short_site(found.created)})"
+    notes = [clean(found.detail)] if found is not None and found.detail else []
+    if found is not None and found.created is not None:
+        notes.append(f"{_MAKING_WORDS.get(found.kind, 'created')} {short_site(found.created)}")
+    return f"{name} ({'; '.join(notes)})" if notes else name
 
 
 def _is_timed(scene: Scene, actor: str) -> bool:
@@ -466,6 +466,8 @@ def _resource_block(writer: _Writer, scene: Scene, resource: FindingResource) ->
     count = len(scene.waiters.get(resource.id, ()))
     waiting = f", {count} waiting" if count else ""
     writer.line(f"  {name} ({clean(resource.id)}{waiting})")
+    if resource.detail:
+        writer.line(f"    now {clean(resource.detail)}")
     making = _MAKING_WORDS.get(resource.kind, "created")
     if resource.created is not None:
         writer.place(f"{making} at ", resource.created, 4)

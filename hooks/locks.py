@@ -4,8 +4,10 @@ Three names make locks: ``threading.Lock``, ``_thread.allocate_lock`` and ``_thr
 function that looks up ``threading._CRLock`` at each call, so it stays and so do copies of it).  Modules that
 copied one of these before us are found by a scan of module globals.
 
-Left alone  ``threading._allocate_lock``: it makes the waiter locks inside ``Condition.wait``, which are no locks to
-            report, and the private locks of ``Thread``.  The import system, which looks up ``_thread.allocate_lock`` at
+``threading._allocate_lock`` makes the locks that ``Condition.wait`` sleeps on; they are no locks to report, but whoever releases
+one has ended a wait, and ours remember him.
+
+Left alone  the private locks of ``Thread``.  The import system, which looks up ``_thread.allocate_lock`` at
             run time, is given a private copy of that module: a module lock of ours would re-enter us on every import in a hook.
 """
 
@@ -42,6 +44,7 @@ def add_patches(patches: PatchSet, turn_on: Callable[[], None], turn_off: Callab
         Patch(_thread, "RLock", core.RLock, "_thread.RLock"),
         Patch(threading, "Lock", lock, "threading.Lock"),
         Patch(threading, "_CRLock", core.RLock, "threading._CRLock"),
+        Patch(threading, "_allocate_lock", core.waiter_lock, "threading._allocate_lock"),
     )
     if hasattr(_thread, "lock"):  # 3.13 and later
         patches.add(Patch(_thread, "lock", core.Lock, "_thread.lock"))

@@ -5,6 +5,10 @@ only its slow path is ours: a wait looks at the frames above it to see on whose 
 ...), so an event is reported as an event, objects made before us are recognised, subclasses keep working, and an
 ``Event.set`` or a ``Queue.put`` that does not wait costs nothing.
 
+Who notifies, sets, puts, takes or arrives last is learned by whom it woke: the waiter's lock remembers who released it (see
+``WaiterLock`` in the core), so it costs the signaller nothing.  A queue's three conditions are three resources, because those
+who get end the waits of those who put, and the other way round.
+
 A semaphore's permits have holders, who are worth knowing: acquire and release are counted per thread.  A release by a
 thread that took none marks the semaphore as a signal, whose holders say nothing.
 
@@ -13,7 +17,7 @@ is done there whole, and ``acquire`` and ``release`` of one permit of a plain se
 made, the inner lock is free, for a release: no waiter, and a permit of this thread or a cell that is ``foreign`` already)
 change ``holders`` and the semaphore's value there, and do not come here.
 
-Not seen   who notifies or sets; that anybody alive might is what the detectors assume.
+Not seen   who signals without ever having woken anybody; that anybody alive might is what the detectors assume.
 """
 
 from __future__ import annotations
@@ -21,12 +25,14 @@ from __future__ import annotations
 import functools
 import queue
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from concagent import _real, core, state
 from concagent.hooks.patching import Patch, PatchSet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 _condition_wait = threading.Condition.wait
@@ -34,54 +40,120 @@ _semaphore_acquire = threading.Semaphore.acquire
 _semaphore_release = threading.Semaphore.release
 _bounded_release = threading.BoundedSemaphore.release
 
-# Code on whose behalf a condition waits -> kind; the outermost one counts.  None: nothing to publish, the wait always ends.
-_OUTER: dict[Any, str | None] = {
-    threading.Event.wait.__code__: "event",
-    threading.Semaphore.acquire.__code__: "semaphore",
-    threading.Barrier.wait.__code__: "barrier",
-    queue.Queue.get.__code__: "queue",
-    queue.Queue.put.__code__: "queue",
-    queue.Queue.join.__code__: "queue",
+
+# ---------------------------------------------------------------- what a report says of those that are waited for
+
+
+def _event_detail(event: Any) -> str | None:
+    return None if event._flag else "not set"
+
+
+def _semaphore_detail(semaphore: Any) -> str | None:
+    """Return how many permits are free, and of how many where that can be told."""
+    free = semaphore._value
+    bound = getattr(semaphore, "_initial_value", None)
+    cell = state.existing_cell(semaphore)
+    if bound is None and cell is not None and not cell.foreign and cell.holders:
+        bound = free + sum(list(cell.holders.values()))
+    if bound is None:
+        return f"{free} permit{'s' * (free != 1)} free"
+    return f"{free} of {bound} permit{'s' * (bound != 1)} free"
+
+
+def _barrier_detail(barrier: Any) -> str | None:
+    if barrier._state != 0:
+        return "those of the last round are still leaving"
+    missing = barrier._parties - barrier._count
+    return f"{missing} of {barrier._parties} {'is' if missing == 1 else 'are'} missing"
+
+
+def _empty_detail(_queue: Any) -> str | None:
+    return "empty"
+
+
+def _full_detail(waited: Any) -> str | None:
+    """Return how full a queue is; a subclass that keeps its items elsewhere is as full as it can be, or nobody would wait."""
+    items = waited.__dict__.get("queue")
+    size = len(items) if type(items) in (deque, list) else waited.maxsize
+    return f"full, {size} of {waited.maxsize}"
+
+
+def _tasks_detail(waited: Any) -> str | None:
+    tasks = waited.unfinished_tasks
+    return f"{tasks} task{'s' * (tasks != 1)} not done"
+
+
+# Code on whose behalf a condition waits -> kind, and what to say of it; the outermost one counts.  None: nothing to publish, the
+# wait always ends.
+_OUTER: dict[Any, tuple[str, Callable[[Any], str | None]] | None] = {
+    threading.Event.wait.__code__: ("event", _event_detail),
+    threading.Semaphore.acquire.__code__: ("semaphore", _semaphore_detail),
+    threading.Barrier.wait.__code__: ("barrier", _barrier_detail),
+    queue.Queue.get.__code__: ("queue", _empty_detail),
+    queue.Queue.put.__code__: ("queue", _full_detail),
+    queue.Queue.join.__code__: ("queue", _tasks_detail),
     threading.Thread.start.__code__: None,  # a thread that was just started will say so
 }
 
 
+# ---------------------------------------------------------------- waits
+
+
 @functools.wraps(_condition_wait)
 def wait(self: Any, timeout: float | None = None) -> bool:
-    """Publish the wait, and wait as the original does."""
+    """Publish the wait, wait as the original does, and learn who has ended it."""
     if not core.is_recording():
         return _condition_wait(self, timeout)
     mark = core.wait_mark()
+    cell = None
     try:
         try:
-            _publish(self, timeout is not None, _real.getframe(1))
+            cell = _publish(self, timeout is not None, _real.getframe(1))
         except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
             state.count_error("hook", error)
-        return _condition_wait(self, timeout)
+        woken = _condition_wait(self, timeout)
+        if woken and cell is not None:
+            _learn(cell)
+        return woken
     finally:
         core.end_waits(mark)
 
 
-def _publish(condition: Any, timed: bool, frame: FrameType | None) -> None:
-    target, kind = condition, "condition"
+def _publish(condition: Any, timed: bool, frame: FrameType | None) -> Any:
+    target, outermost = condition, None
     while frame is not None and core.is_transparent(frame.f_code):
         code = frame.f_code
         if code in _OUTER:
-            outer = _OUTER[code]
-            if outer is None:
-                return
-            target, kind = frame.f_locals["self"], outer
+            if _OUTER[code] is None:
+                return None
+            target, outermost = frame.f_locals["self"], _OUTER[code]
         frame = frame.f_back
-    core.begin_wait(state.sync_cell(target, kind), timed, frame)
+    cell = _cell_of(condition, target, outermost)
+    if cell is not None:
+        core.begin_wait(cell, timed, frame)
+    return cell
 
 
-def _cell_of(target: Any, kind: str) -> Any:
-    """Return the cell of what is waited for, None if there can be none."""
+def _cell_of(condition: Any, target: Any, outermost: Any) -> Any:
+    """Return the cell of what is waited for, kept in the condition, where it is found next time; None if there can be none."""
+    kind, detail = outermost or ("condition", None)
     try:
-        return state.sync_cell(target, kind)
+        return state.condition_cell(condition, target, kind, detail)
     except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
         state.count_error("hook", error)
         return None
+
+
+def _learn(cell: Any) -> None:
+    try:
+        waker = core.current_record().waker
+        if waker is not None:
+            cell.learn(waker)
+    except Exception as error:  # noqa: BLE001 - border: the wait is over, whatever we know of it
+        state.count_error("hook", error)
+
+
+# ---------------------------------------------------------------- permits
 
 
 @functools.wraps(_semaphore_acquire)

@@ -66,7 +66,7 @@ class Scene:
             )
             for edge in self.holders.get(serial, ())
         )
-        return FindingResource(resource.id, resource.kind, resource.name, resource.created, holders)
+        return FindingResource(resource.id, resource.kind, resource.name, resource.created, holders, resource.detail)
 
     def finding(
         self,

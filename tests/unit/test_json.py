@@ -187,7 +187,8 @@ def test_snapshot_is_written_with_the_names_and_clocks_of_findings() -> None:
              "holders": [
                  {"actor": "7/t2", "acquired": {"file": "a.py", "line": 9, "function": "h"}, "since": 980.0},
                  {"actor": "7/t99", "acquired": None, "since": None},
-             ]},
+             ],
+             "detail": None},
         ],
         "edges": [["7/t1", "waits", "r5"], ["r5", "held-by", "7/t2"], ["r5", "held-by", "7/t99"]],
         "untracked_locks": 3,

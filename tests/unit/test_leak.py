@@ -81,6 +81,7 @@ def test_a_leak_can_be_written_as_json() -> None:
             "name": None,
             "created": {"file": "/srv/shop/app.py", "line": 12, "function": "load"},
             "holders": [],
+            "detail": None,
         }
     ]
 
