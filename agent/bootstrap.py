@@ -340,7 +340,7 @@ class Agent:
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
-        from concagent.hooks import files, fork, futures, locks, sync, threads
+        from concagent.hooks import files, fork, futures, imports, locks, sync, threads
         from concagent.hooks.patching import PatchSet
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
@@ -355,6 +355,7 @@ class Agent:
         if "sync" in families:
             sync.add_patches(self._patches)
             futures.add_patches(self._patches)
+            imports.add_patches(self._patches)
         if "threads" in families:
             threads.add_patches(self._patches)
         if "files" in families and self.config.files:

@@ -38,6 +38,10 @@ _WAITING_MODULES: Final = (
     "/multiprocessing/connection.py",
     "/multiprocessing/popen_fork.py",
     "/selectors.py",
+    "/subprocess.py",
+    "<frozen importlib._bootstrap>",
+    "<frozen importlib._bootstrap_external>",
+    "/importlib/_bootstrap.py",
 )
 
 KIND_WORDS: Final[Mapping[str, str]] = {
