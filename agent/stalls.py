@@ -106,7 +106,8 @@ class Stalls:
         They are the threads of reported deadlocks, and those that wait for an orphan.
         """
         ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
-        orphans = {edge.resource for edge in picture.assignments if edge.holder in ended}
+        single = {resource.serial for resource in picture.resources if resource.has_one_holder}
+        orphans = {edge.resource for edge in picture.assignments if edge.holder in ended and edge.resource in single}
         told = {
             edge.actor
             for edge in picture.requests
