@@ -20,28 +20,20 @@ One:      .venv/bin/python tests/stress/test_random_programs.py --programs 1 --s
 
 from __future__ import annotations
 
-import argparse
-import functools
-import json
-import linecache
-import os
 import random
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from _players import PATIENCE_SECONDS, MismatchError, Stop, Worker, gate, is_parked, main, run_batch, wait_until
 from oracle import World
 
-BATCH = 250  # programs a process: lock classes are never given back
-PATIENCE_SECONDS = 10.0  # for a thread or a finding that never comes
 OPERATIONS = {  # with their weights
     "with": 5,
     "try": 3,
@@ -217,57 +209,6 @@ def _body(program: Program, thread: int) -> list[str]:
 # ---------------------------------------------------------------- running it
 
 
-class Stop(BaseException):
-    """Ends the threads of a program whose verdict is known."""
-
-
-class MismatchError(Exception):
-    """The agent, or a lock, does not do what the oracle says."""
-
-
-class Worker:
-    """One thread of a program, and its gate."""
-
-    def __init__(self, name: str, function: Any) -> None:
-        from concagent import _real
-
-        self.function = function
-        self.go = _real.allocate_lock()
-        self.go.acquire()
-        self.arrived = False
-        self.stop = False
-        self.record: Any = None
-        self.failure: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def _run(self) -> None:
-        from concagent import core
-
-        self.record = core.current_record()
-        _workers[self.record.ident] = self
-        try:
-            self.function()
-        except Stop:
-            pass
-        except BaseException as error:  # noqa: BLE001 - told by the scheduler
-            self.failure = error
-
-    def open_gate(self) -> None:
-        self.arrived = False
-        self.go.release()
-
-
-_workers: dict[int, Worker] = {}
-
-
-def gate() -> None:
-    worker = _workers[threading.get_ident()]
-    worker.arrived = True
-    worker.go.acquire()
-    if worker.stop:
-        raise Stop
-
-
 def release(lock: Any) -> None:
     """Release a lock that may be free, or another thread's: no release that the caller's code shows."""
     try:
@@ -300,23 +241,18 @@ class Run:
 
     def _settle(self) -> None:
         """Wait until each thread is where the oracle has it: at its gate, parked in its wait, or gone."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        spins = 0
-        while not all(self._is_settled(number) for number in range(self.program.threads)):
-            spins += 1
-            time.sleep(0 if spins < 50 else 0.0001)
-            if time.monotonic() > deadline:
-                late = [n for n in range(self.program.threads) if not self._is_settled(n)]
-                raise MismatchError(f"threads {late} are not where the oracle has them: {self.script.world.waits}")
+        if not wait_until(lambda: all(self._is_settled(number) for number in range(self.program.threads))):
+            late = [n for n in range(self.program.threads) if not self._is_settled(n)]
+            raise MismatchError(f"threads {late} are not where the oracle has them: {self.script.world.waits}")
 
     def _is_settled(self, number: int) -> bool:
         worker, world = self.workers[number], self.script.world
         if number in world.ended:
-            return bool(worker.record.ended) and not worker.thread.is_alive()
+            return worker.is_gone()
         if number not in world.waits:
             return worker.arrived
         wait = worker.record.waiting()
-        return wait is not None and wait.resource is self._awaited(number) and _is_parked(worker.record.ident)
+        return wait is not None and wait.resource is self._awaited(number) and is_parked(worker.record.ident)
 
     def _awaited(self, number: int) -> Any:
         from concagent import core, state
@@ -349,22 +285,9 @@ class Run:
             if time.monotonic() > deadline:
                 raise MismatchError(f"threads {[w.thread.name for w in alive]} do not end")
         for worker in self.workers:
-            core.forget_record(worker.record)  # it may hold a lock, and be looked at for ever
-            _workers.pop(worker.record.ident, None)
+            worker.forget()
             if worker.failure is not None:
                 raise MismatchError(f"thread {worker.thread.name} failed: {worker.failure!r}")
-
-
-def _is_parked(ident: int) -> bool:
-    """Return whether a thread that has published its wait is past the walk, and asleep: its innermost line says so."""
-    frame = sys._current_frames().get(ident)
-    if frame is None:
-        return False
-    file = frame.f_code.co_filename
-    if file.startswith("<program"):
-        return True  # a core in C has no frame
-    line = linecache.getline(file, frame.f_lineno)
-    return ".acquire(" in line or ".join(" in line
 
 
 # ---------------------------------------------------------------- comparing
@@ -432,70 +355,20 @@ def _has_more(found: dict[str, Any], expected: dict[str, Any]) -> bool:
     return any(found[what] - expected[what] for what in expected)
 
 
-def run_batch(first: int, count: int) -> int:
-    """Run programs in this process; print the tally as JSON, or the first program that fails; the exit status is 0 or 1."""
+def run(seeds: range) -> int:
+    """Run programs in this process; see `run_batch`."""
     import concagent
     from concagent import judge
 
     judge.GRACE_NS = judge.HAND_OVER_NS = 0  # nothing is handed over after a thread's end here
     agent = concagent.install(log=False, long_wait=0, long_hold=0, socket=False, report_signal="off", files=False)
-    tally: Counter[str] = Counter()
-    for seed in range(first, first + count):
-        program = make_program(seed)
-        try:
-            tally += check(agent, program)
-        except MismatchError as error:
-            print(f"program with seed {seed}:\n{source_of(program)}\ntrace {program.trace}\n{error}", flush=True)
-            return 1
-    from concagent import state
-
-    if state.errors():
-        print(f"errors of the agent: {state.error_texts()}", flush=True)
-        return 1
-    print(json.dumps(tally), flush=True)
-    return 0
+    return run_batch(seeds, lambda seed: check(agent, make_program(seed)), show)
 
 
-def run_all(first: int, count: int, jobs: int) -> int:
-    """Run programs in child processes, some at a time; print what there was."""
-
-    def child(start: int) -> subprocess.CompletedProcess[str]:
-        size = min(BATCH, first + count - start)
-        command = [sys.executable, __file__, "--batch", "--seed", str(start), "--programs", str(size)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-
-    began = time.monotonic()
-    tally: Counter[str] = Counter()
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in pool.map(child, range(first, first + count, BATCH)):
-            if done.returncode:
-                failed += 1
-                print(done.stdout, done.stderr, sep="\n", flush=True)
-            else:
-                tally.update(json.loads(done.stdout))
-    seconds = time.monotonic() - began
-    print(f"{failed} batches failed" if failed else "no difference", f"in {seconds:.1f} s:", json.dumps(tally))
-    return min(1, failed)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Random programs under the agent and in an oracle.")
-    parser.add_argument("--programs", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=1, help="of the first program; the others follow")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--batch", action="store_true", help="all in this process")
-    parser.add_argument("--show", action="store_true", help="print the source and the trace, run nothing")
-    options = parser.parse_args()
-    if options.show:
-        program = make_program(options.seed)
-        print(f"{source_of(program)}\ntrace {program.trace}")
-        return 0
-    run = run_batch if options.batch else functools.partial(run_all, jobs=options.jobs)
-    return run(options.seed, options.programs)
+def show(seed: int) -> str:
+    program = make_program(seed)
+    return f"{source_of(program)}\ntrace {program.trace}"
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)  # threads that join each other for ever are daemons, but nobody needs the interpreter's farewell
+    main(__file__, run, show)
