@@ -11,9 +11,9 @@ import atexit
 import os
 import signal
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, state
+from concagent import _real, core, forks, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
     from concagent.suppressions import Suppression
+
+# A child that calls exec has done so by then, and callbacks of `os.register_at_fork` that come after ours have run.
+FORK_SETTLE_NS: Final = 250_000_000
 
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
@@ -477,6 +480,7 @@ class Agent:
             self._adoption.before_fork()
         from concagent.hooks import fork
 
+        forks.before(fork.caller())
         others = set(_real.current_frames()) - self.monitor.idents - {_real.get_ident()}
         if fork.WARNS_ABOUT_THREADS and not others and self.monitor.is_running():
             self._paused = self.monitor.stop(0.5)
@@ -487,6 +491,7 @@ class Agent:
 
     def after_fork_in_parent(self) -> None:
         """Bring the thread back, after CPython has counted threads."""
+        forks.in_parent()
         if self._adoption is not None:
             self._adoption.after_fork_in_parent()
         if self._paused:
@@ -513,6 +518,9 @@ class Agent:
         self.monitor.after_fork_in_child()
         for part in self._at_fork:
             part.after_fork_in_child()
+        forked = forks.in_child()
+        if forked is not None:
+            self.monitor.judge_later(FORK_SETTLE_NS, state.ForkEvent(forked))
         self.monitor.start()
         if self._last_resort is not None:
             self._last_resort.after_fork_in_child()

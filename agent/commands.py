@@ -423,7 +423,13 @@ def _snapshot_from_dict(data: Mapping[str, Any]) -> Snapshot:
     for entry in data["actors"]:
         serial = _serial(entry["id"])
         stack = tuple(
-            StackFrame(str(f["file"]), int(f["line"]), str(f["function"]), str(f.get("source", "")))
+            StackFrame(
+                str(f["file"]),
+                int(f["line"]),
+                str(f["function"]),
+                str(f.get("source", "")),
+                str(f.get("interrupts", "")),
+            )
             for f in entry["stack"]
         )
         actors.append(

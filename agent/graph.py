@@ -133,9 +133,12 @@ def may_be_signal(request: RequestEdge, hold: AssignmentEdge) -> bool:
 
     Who waits for what he holds himself, and releases both times, takes as often as he releases: one more release by
     another thread would be one too many.  In ``acquire(); start(thread); acquire(); release()`` it is just the one that
-    lacks, and so it is if the last three stand in a ``try`` with the release in its ``finally``.
+    lacks, and so it is if the last three stand in a ``try`` with the release in its ``finally``.  A function that was
+    interrupted by the very code that waits is going to release, and cannot.
     """
     if request.actor == hold.holder:
+        if request.interruption and hold.discipline in {"later", "finally"}:
+            return False
         if hold.discipline == "later":
             return request.discipline == "bare"
         if hold.discipline == "finally":

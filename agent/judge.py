@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core, graph, recovery, snapshots, state, suppressions
-from concagent.detectors import deadlock, misuse, orphan, slow
+from concagent import _real, core, forks, graph, recovery, snapshots, state, suppressions
+from concagent.detectors import deadlock, forked, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
 from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
@@ -135,6 +135,9 @@ class Judge:
             if event.cell.hold is not event.hold or event.cell.cls.signal:
                 return  # handed over after all
             self._publish_misuse(event)
+        elif isinstance(event, state.ForkEvent):
+            self._judge_fork(event.fork)
+            return
         elif isinstance(event, _SecondLook):
             self._judge_ring(event.serial, event.epoch, again=True)
             return
@@ -146,6 +149,16 @@ class Judge:
     def _publish_misuse(self, event: state.MisuseEvent) -> None:
         picture = snapshots.of_event(event)
         self._publish(misuse.misuse_finding(picture, event.detail, event.cell.serial, event.record.serial))
+
+    def _judge_fork(self, fork: forks.Fork) -> None:
+        """Report, in the child, what threads of the parent hold still and nobody waits for yet: who waits gets a deadlock."""
+        waited_for = {edge.resource for edge in snapshots.take(named=False).requests}
+        lasting = [each for each in fork.holds if each.lasts() and each.is_mutex()]
+        lasting = [each for each in lasting if each.cell.serial not in waited_for]
+        if lasting:
+            finding = forked.hazard_finding(snapshots.of_fork(fork, lasting), fork.record.serial)
+            if forks.is_first(finding.fingerprint):
+                self._publish(finding)
 
     def _judge_ring(self, serial: int, epoch: int, *, again: bool = False) -> None:
         """Report the ring through an actor, if it still is in the same wait and the ring is proven; else look again.
@@ -294,7 +307,8 @@ class Judge:
     def _publish_orphans(self, judged: Snapshot, serials: frozenset[int], doubt: str | None) -> None:
         if not serials or not orphan.orphan_findings(judged, serials):
             return
-        picture = snapshots.take(stacks=serials, stack_limit=self.config.stack_depth)
+        ended = {actor.serial for actor in judged.actors if actor.state == "ended"}
+        picture = snapshots.take(stacks=serials | ended, stack_limit=self.config.stack_depth)
         epochs = epochs_of(judged)
         for finding in orphan.orphan_findings(picture, serials):
             members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
@@ -338,6 +352,9 @@ def _habit(cell: Any, hold: Any) -> str:
     """Return what is known of who was to release a hold whose thread has ended, or nothing is running of."""
     if hold is None:
         return "bare"
+    inherited = forks.inherited(cell, hold)
+    if inherited is not None:
+        return inherited.discipline() if inherited.is_mutex() else "try"
     return "lent" if cell.kind == "lock" and hold[3] else state.hold_discipline(cell, hold)
 
 

@@ -43,16 +43,21 @@ class CallSite:
 
 @dataclass(frozen=True, slots=True)
 class StackFrame:
-    """One line of a stack; ``source`` is the stripped source line, empty where it cannot be read."""
+    """One line of a stack; ``source`` is the stripped source line, empty where it cannot be read.
+
+    ``interrupts`` says what this frame is if the interpreter called it and not the function below: a finalizer, a handler.
+    """
 
     file: str
     line: int
     function: str
     source: str = ""
+    interrupts: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the frame as a JSON object."""
-        return {"file": self.file, "line": self.line, "function": self.function, "source": self.source}
+        frame = {"file": self.file, "line": self.line, "function": self.function, "source": self.source}
+        return {**frame, "interrupts": self.interrupts} if self.interrupts else frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class RequestEdge:
     """An actor waits for a resource: since when, in which epoch, whether it gives up by itself, and where.
 
     ``discipline`` is told, as for an assignment, where an actor waits for what it holds itself; ``bare`` elsewhere.
+    ``interruption`` says what runs above the function that holds it: "`__del__` of Cache ran inside put()".  Only when
+    that is over can the function go on and release.
     """
 
     actor: int
@@ -138,6 +145,7 @@ class RequestEdge:
     timed: bool
     site: CallSite | None
     discipline: str = "bare"
+    interruption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,6 +265,10 @@ class Monitor(core.Listener):
             self._judge = Judge(self.config, self.publish, self._look_later, self.idents)
         return self._judge
 
+    def judge_later(self, delay_ns: int, event: Any) -> None:
+        """Have the judge look at an event after a while; only before the thread is started."""
+        self._due.append((_real.monotonic_ns() + delay_ns, event))
+
     def _look_later(self, due_ns: int, event: Any) -> None:
         self._due.append((due_ns, event))
 

@@ -18,9 +18,9 @@ Sources    parking_lot core/src/parking_lot.rs (fast and exact pass); Holt, ACM 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real, calls, core, lastresort, naming, state
+from concagent import _real, calls, core, forks, interruptions, lastresort, naming, state
 from concagent.model import (
     Actor,
     AssignmentEdge,
@@ -34,9 +34,10 @@ from concagent.model import (
 from concagent.sources import source_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from types import CodeType, FrameType
 
+EMPTY: Final[Mapping[int, str]] = {}
 _runner = os.path.join(os.path.dirname(os.path.abspath(state.__file__)), "runner.py")
 
 
@@ -67,13 +68,13 @@ def _function_name(code: CodeType) -> str:
     return getattr(code, "co_qualname", code.co_name)
 
 
-def stack_frames(frame: FrameType | None, limit: int = 100) -> tuple[StackFrame, ...]:
-    """Return a live stack, outermost first, our own frames left out."""
+def stack_frames(frame: FrameType | None, limit: int = 100, marks: Mapping[int, str] = EMPTY) -> tuple[StackFrame, ...]:
+    """Return a live stack, outermost first, our own frames left out; ``marks`` as of `interruptions.find`."""
     raw: list[tuple[CodeType, int | None]] = []
     while frame is not None and len(raw) < limit:
         raw.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
-    return _resolve(raw)
+    return _resolve(raw, marks)
 
 
 def resolve_stack(raw: state.RawStack) -> tuple[StackFrame, ...]:
@@ -81,15 +82,15 @@ def resolve_stack(raw: state.RawStack) -> tuple[StackFrame, ...]:
     return _resolve([(code, line_of(code, lasti)) for code, lasti in raw])
 
 
-def _resolve(pairs: Iterable[tuple[CodeType, int | None]]) -> tuple[StackFrame, ...]:
+def _resolve(pairs: Iterable[tuple[CodeType, int | None]], marks: Mapping[int, str] = EMPTY) -> tuple[StackFrame, ...]:
     frames = []
-    for code, line in pairs:
+    for at, (code, line) in enumerate(pairs):
         if code.co_filename == _runner:
             break  # what lies outside of it started us, not the program
         if not is_own_code(code):
             number = line or code.co_firstlineno
             source = source_line(code.co_filename, number)
-            frames.append(StackFrame(code.co_filename, number, _function_name(code), source))
+            frames.append(StackFrame(code.co_filename, number, _function_name(code), source, marks.get(at, "")))
     frames.reverse()
     return tuple(frames)
 
@@ -149,6 +150,17 @@ def of_event(event: state.MisuseEvent) -> Snapshot:
     builder.add_resource(event.cell, None)
     if event.hold is not None:
         builder.assign(event.cell, event.hold)
+    return builder.build(_real.monotonic_ns(), _real.wall_seconds())
+
+
+def of_fork(fork: Any, holds: Iterable[Any]) -> Snapshot:
+    """Return the small picture of a fork, in its child: who forked, and what threads of the parent held then."""
+    builder = Builder({}, True, 100)
+    builder.assign_inherited(holds)
+    me = fork.record
+    builder.actors[me.serial] = Actor(
+        me.serial, "thread", builder.pid, me.native_id, me.name, me.daemon, "live", resolve_stack(fork.stack)
+    )
     return builder.build(_real.monotonic_ns(), _real.wall_seconds())
 
 
@@ -217,12 +229,12 @@ class Builder:
         self.actors[record.serial] = Actor(
             record.serial,
             "thread",
-            self.pid,
+            record.pid,
             record.native_id,
             record.name,
             record.daemon,
             self._state(record, wait, stable, gone),
-            *self._stack(record.serial, None if gone else frame),
+            *self._stack(record, None if gone else frame, interrupted=bool(held) and wait is not None),
         )
         for cell, own in held:
             self.assign(cell, own)
@@ -233,7 +245,8 @@ class Builder:
         site = call_site(wait.code, wait.lasti)
         own = hold is not None and hold[0] is record and wait.token is not None
         habit = state.hold_discipline(resource, wait.token) if own else "bare"
-        request = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit)
+        over = interruptions.over(frame, hold[1], hold[2], is_own_code) if own else None
+        request = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit, over)
         self.requests.append(request)
         if hold is not None:
             self.assign(resource, hold)
@@ -254,10 +267,16 @@ class Builder:
             return "live"
         return "timed" if wait.timed else "blocked"
 
-    def _stack(self, serial: int, frame: FrameType | None) -> tuple[tuple[StackFrame, ...], tuple[str, ...]]:
-        if frame is None or self.stacks is False or (self.stacks is not True and serial not in self.stacks):
+    def _stack(
+        self, record: Any, frame: FrameType | None, *, interrupted: bool = False
+    ) -> tuple[tuple[StackFrame, ...], tuple[str, ...]]:
+        """Return a thread's stack, if it is wanted, and calls; who holds something and waits is looked at more closely."""
+        if self.stacks is False or (self.stacks is not True and record.serial not in self.stacks):
             return (), ()
-        return stack_frames(frame, self.limit), calls.signalling_calls(frame)
+        if frame is None:
+            return resolve_stack(forks.stack_of(record)), ()
+        marks = interruptions.find(frame, record.ident) if interrupted else EMPTY
+        return stack_frames(frame, self.limit, marks), calls.signalling_calls(frame)
 
     def assign(self, cell: Any, hold: Any) -> None:
         """Add an assignment edge, with its resource and holder."""
@@ -270,18 +289,21 @@ class Builder:
         self.assignments[cell.serial, holder.serial] = edge
         self._add_holder(holder)
 
+    def assign_inherited(self, holds: Iterable[Any]) -> None:
+        """Add locks that threads of the parent process held at the fork."""
+        for each in holds:
+            self.assign(each.cell, each.hold)
+
     def _discipline(self, cell: Any, hold: Any) -> str:
         """Return what is known of who releases: only a function that is still running can be expected to do it itself."""
         habit = state.hold_discipline(cell, hold)
+        inherited = forks.inherited(cell, hold)
+        if inherited is not None:
+            return inherited.discipline()
         if cell.kind != "lock" or habit == "try":
             return habit
-        frame = self.frames.get(hold[0].ident)
-        # A frame that is at the very instruction is about to take the lock, and is not the one that has it.
-        while frame is not None and (frame.f_code is not hold[1] or frame.f_lasti == hold[2]):
-            frame = frame.f_back
-        if frame is not None:
-            return habit
-        return "lent" if hold[3] else "bare"
+        running = state.is_running(self.frames.get(hold[0].ident), hold)
+        return state.unless_running(habit, cell, hold, running=running)
 
     def _add_holder(self, holder: Any) -> None:
         """List a holder that is not among the records looked at: ended, or outside ``only``."""
@@ -291,12 +313,12 @@ class Builder:
             self.actors[holder.serial] = Actor(
                 holder.serial,
                 "thread",
-                self.pid,
+                holder.pid,
                 holder.native_id,
                 holder.name,
                 holder.daemon,
                 self._state(holder, wait, True, ended),
-                *self._stack(holder.serial, None if ended else self.frames.get(holder.ident)),
+                *self._stack(holder, None if ended else self.frames.get(holder.ident)),
             )
 
     def add_resource(self, cell: Any, wait: Any) -> None:

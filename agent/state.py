@@ -241,6 +241,12 @@ class OrphanEvent(NamedTuple):
     time_ns: int
 
 
+class ForkEvent(NamedTuple):
+    """This process is the child of a fork at which others held locks; ``fork`` is a `forks.Fork`."""
+
+    fork: Any
+
+
 _events: deque[Any] = deque()
 _errors: dict[str, int] = {}
 _dropped: dict[str, int] = {}
@@ -314,6 +320,23 @@ def hold_discipline(cell: Any, hold: Any) -> str:
     if cell.kind != "lock" or hold[3]:
         return "owned"
     return discipline(hold[1], hold[2])
+
+
+def is_running(frame: FrameType | None, hold: Any) -> bool:
+    """Return whether the function that took a hold is among the frames of its thread, and has it already.
+
+    A frame that is at the very instruction is about to take the lock, and is not the one that has it.
+    """
+    while frame is not None and (frame.f_code is not hold[1] or frame.f_lasti == hold[2]):
+        frame = frame.f_back
+    return frame is not None
+
+
+def unless_running(habit: str, cell: Any, hold: Any, *, running: bool) -> str:
+    """Return a hold's discipline: only a function that is still running can be expected to release by itself."""
+    if cell.kind != "lock" or habit == "try" or running:
+        return habit
+    return "lent" if hold[3] else "bare"
 
 
 def after_fork_in_child() -> None:

@@ -209,7 +209,13 @@ def _resource(data: Mapping[str, Any]) -> FindingResource:
 
 
 def _frame(data: Mapping[str, Any]) -> StackFrame:
-    return StackFrame(str(data["file"]), int(data["line"]), str(data["function"]), str(data.get("source", "")))
+    return StackFrame(
+        str(data["file"]),
+        int(data["line"]),
+        str(data["function"]),
+        str(data.get("source", "")),
+        str(data.get("interrupts", "")),
+    )
 
 
 def _site(data: Mapping[str, Any] | None) -> CallSite | None:

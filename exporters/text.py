@@ -272,6 +272,8 @@ class _Writer:
         """Write a stack; frames with a note are marked."""
         for index, frame in enumerate(frames):
             note = notes.get(index)
+            if frame.interrupts:
+                self.line(f"{' ' * indent}  -- interrupted here by {clean(frame.interrupts)} --")
             text = f"{' ' * indent}{'>' if note else ' '} {full_site(frame)}"
             if note:
                 text = self.paint(f"{text}    <- {note}", _CYAN)

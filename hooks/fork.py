@@ -78,6 +78,11 @@ def _tell(method: str) -> None:
         _forking = None  # nobody waits for its end, and a frame keeps all that is in it alive
 
 
+def caller() -> FrameType | None:
+    """Return the frame that called ``fork``, for as long as the callbacks run; None at other times."""
+    return _forking
+
+
 def call_soon(function: Callable[[], None]) -> None:
     """Call ``function`` in the main thread once the fork is over; at once where that cannot be arranged."""
     _due.append(function)

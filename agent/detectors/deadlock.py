@@ -27,6 +27,11 @@ _SELF_ADVICE: Final = (
     "A plain Lock cannot be taken twice by one thread: split the function into a public part that locks and a private part "
     "that expects the lock to be held, or use threading.RLock. To break it at run time use recover='raise'."
 )
+_INTERRUPTED_ADVICE: Final = (
+    "Finalizers, weakref and gc callbacks and signal handlers run in the middle of whatever the thread is doing, so they must "
+    "take no lock that ordinary code takes: have them append to a deque or set a flag that ordinary code looks at. "
+    "threading.RLock only hides it: the handler then sees data that is half changed."
+)
 _JOIN_ADVICE: Final = (
     "Release the lock before join(), or let the thread finish without it; a thread must not join its joiner."
 )
@@ -82,7 +87,9 @@ def ring_finding(
     stuck_behind = graph.behind(snapshot, ring)[:_BEHIND_LIMIT]
     roles = {serial: "victim" if serial == victim else "member" for serial in ring}
     roles.update(dict.fromkeys(stuck_behind, "behind"))
+    interrupted = len(ring) == 1 and scene.requests[ring[0]].interruption
     advice = _SELF_ADVICE if len(ring) == 1 else _JOIN_ADVICE if "thread" in kinds else _RING_ADVICE
+    advice = _INTERRUPTED_ADVICE if interrupted else advice
     return scene.finding(
         "deadlock",
         "suspected" if doubt else "proven",
@@ -102,6 +109,9 @@ def _ring_title(scene: Scene, ring: Sequence[int], resources: Sequence[int]) -> 
         where = f" at {short(request.site)}" if request.site else ""
         if scene.resources[resources[0]].kind == "thread":
             return f"self-deadlock: {actors[0]} waits for its own end{where}"
+        if request.interruption:
+            ran = f"{request.interruption} while holding {labels[0]}"
+            return f"self-deadlock: {actors[0]} interrupted itself: {ran}, and waits for it{where}"
         return f"self-deadlock: {actors[0]} waits for {labels[0]}, which it holds itself{where}"
     steps = []
     for index, actor in enumerate(actors[:3]):

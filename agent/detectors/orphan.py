@@ -3,12 +3,15 @@
 A thread ends with a lock only where the release was skipped (an exception between ``acquire`` and ``try``, a ``return``)
 or where it was meant for another thread to release.  The second is legal for a plain Lock, so a bare hold is given a
 moment before anything is said; see ``monitor``.
+
+In a fork's child the parent's threads have ended, too: a lock of theirs is a deadlock with the fork as its cause.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from concagent.detectors import forked
 from concagent.detectors.evidence import Scene, short
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ def orphan_findings(snapshot: Snapshot, waiting: frozenset[int]) -> list[Finding
             continue
         waiters = [r.actor for r in scene.waiters.get(edge.resource, ()) if not r.timed and r.actor in waiting]
         if not waiters:
+            continue
+        if scene.actors[edge.holder].pid != snapshot.pid:
+            findings.append(forked.deadlock_finding(scene, edge, waiters))
             continue
         roles = dict.fromkeys(waiters, "member")
         roles[edge.holder] = "bystander"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ class Record:
     def __init__(self, serial, *, wait=None, held=(), ended=False, agent=False):
         self.serial, self.ident, self.native_id, self.name, self.daemon = serial, serial, serial, f"t{serial}", False
         self.wait, self.held, self.epoch, self.ended, self.agent = wait, list(held), 1, ended, agent
+        self.pid = os.getpid()
 
     def waiting(self):
         return self.wait
