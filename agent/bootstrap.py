@@ -488,9 +488,12 @@ class Agent:
                 wait_until_gone(self.monitor.native_id)
                 if self._last_resort is not None:
                     wait_until_gone(self._last_resort.stop())
+        if not self._paused:
+            self.monitor.hold_still()
 
     def after_fork_in_parent(self) -> None:
         """Bring the thread back, after CPython has counted threads."""
+        self.monitor.go_on()
         forks.in_parent()
         if self._adoption is not None:
             self._adoption.after_fork_in_parent()

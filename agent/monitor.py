@@ -81,6 +81,8 @@ class Monitor(core.Listener):
         self._running = False
         self._stopping = False
         self._done = _real.allocate_lock()
+        self._busy = _real.allocate_lock()
+        self._held_still = False
         self.native_id = 0
         self._barriers: deque[Any] = deque()
         self._due: list[tuple[int, Any]] = []
@@ -160,6 +162,21 @@ class Monitor(core.Listener):
         """Return whether the thread runs."""
         return self._running
 
+    def hold_still(self, timeout_seconds: float = 1.0) -> None:
+        """Keep the thread from its work until ``go_on``: before a fork.
+
+        It loads modules when it first needs them.  A child made meanwhile would have a module that is half loaded, and locked
+        by a thread that does not exist there: whoever imports it in the child, ours or the program, would wait for ever.
+        """
+        if self._running and _real.get_ident() not in self.idents:
+            self._held_still = self._busy.acquire(True, timeout_seconds)
+
+    def go_on(self) -> None:
+        """Let the thread work again."""
+        if self._held_still:
+            self._held_still = False
+            self._busy.release()
+
     def close(self) -> None:
         """Close the wake-up pipe, after ``stop``."""
         self._pipe.close()
@@ -180,9 +197,10 @@ class Monitor(core.Listener):
             begun.release()
             while not self._stopping:
                 ready = self._sleep()
-                self._step(self._serve, ready)
-                here = len(self._barriers)  # before the work: what was reported before they came is in the queue now
-                self._step(self._work, None)
+                with self._busy:
+                    self._step(self._serve, ready)
+                    here = len(self._barriers)  # before the work: what was reported before they came is in the queue now
+                    self._step(self._work, None)
                 for _ in range(here):
                     self._barriers.popleft().release()
         finally:

@@ -156,6 +156,29 @@ def test_a_finding_of_a_child_is_the_childs() -> None:
     assert run(code) == (0, "0 ()\n", "")
 
 
+def test_a_fork_while_the_agent_loads_its_modules_leaves_the_child_an_agent_and_its_imports() -> None:
+    code = """
+        import os, sys, threading
+        from concagent import _real
+        threading.Thread(target=lambda: _real.sleep(30), daemon=True).start()   # so that the agent's thread goes on
+        while "concagent.judge" not in sys.modules:
+            pass
+        pid = os.fork()
+        if pid == 0:
+            import concagent.judge, concagent.snapshots, concagent.detectors.slow
+            try:
+                threading.RLock().release()
+            except RuntimeError:
+                pass
+            while not concagent.findings():
+                pass
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+        """
+
+    assert run(code) == (0, "0\n", "")
+
+
 def test_the_frame_that_forked_is_not_kept() -> None:
     code = """
         import os, threading, weakref
