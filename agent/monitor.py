@@ -199,7 +199,9 @@ class Monitor(core.Listener):
                 ready = self._sleep()
                 with self._busy:
                     self._step(self._serve, ready)
-                    here = len(self._barriers)  # before the work: what was reported before they came is in the queue now
+                    here = len(
+                        self._barriers
+                    )  # before the work: what was reported before they came is in the queue now
                     self._step(self._work, None)
                 for _ in range(here):
                     self._barriers.popleft().release()
