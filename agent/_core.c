@@ -414,6 +414,10 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 }
 
 static PyMethodDef core_methods[] = {
+    {"reach_look", core_reach_look, METH_VARARGS, "Look at the heap once: see _core_reach.c."},
+    {"reach_frames", core_reach_frames, METH_O, "Return [(code or None, lasti), ...] of a thread, innermost first."},
+    {"reach_locals", core_reach_locals, METH_O, "Return [(code or None, [address, ...]), ...] of a thread."},
+    {"reach_objects", core_reach_objects, METH_O, "Return the tracked objects at these addresses, or None."},
     {"signal_register", core_signal_register, METH_VARARGS, "Write a byte into a descriptor at each signal."},
     {"signal_unregister", core_signal_unregister, METH_VARARGS, "Put back what handled the signal before."},
     {"last_resort_start", core_last_resort_start, METH_VARARGS, "Write all stacks if a request finds no answer."},

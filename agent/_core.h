@@ -270,6 +270,12 @@ typedef struct {
 PyObject *core_waiter_lock(PyObject *module, PyObject *none);
 int Waiter_init(PyObject *module);
 
+/* _core_reach.c */
+PyObject *core_reach_look(PyObject *module, PyObject *args);
+PyObject *core_reach_frames(PyObject *module, PyObject *ident);
+PyObject *core_reach_locals(PyObject *module, PyObject *ident);
+PyObject *core_reach_objects(PyObject *module, PyObject *addresses);
+
 /* _core_lock.c */
 int parse_patience(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience);
 void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);

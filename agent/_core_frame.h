@@ -182,4 +182,131 @@ Frame_lasti(FramePtr frame)
 }
 
 #endif
+
+/* The counted references of a frame that is running: what the collector does not see, slot by slot.
+ *
+ * Locals, cells and free variables are exact.  How deep the evaluation stack is stands in the frame only while it has
+ * called a Python function (3.11+) or anything (3.14+); else the caller derives it.  References that a slot has only
+ * borrowed (3.14+) are NULL here. */
+typedef struct {
+    FramePtr frame;
+    int locals;      /* slots of locals, cells and free variables; the evaluation stack follows */
+    int first;       /* first of these that the collector does not see */
+    int stack;       /* depth of the evaluation stack, -1: not stored */
+    int stack_limit; /* slots that it has */
+    int extra_count;
+    PyObject *extra[4];
+} FrameRefs;
+
+#if PY_VERSION_HEX < 0x030B0000
+
+static inline int
+Frame_local_count(FramePtr frame)
+{
+    PyCodeObject *code = frame->f_code;
+    return code->co_nlocals + (int)PyTuple_GET_SIZE(code->co_cellvars) + (int)PyTuple_GET_SIZE(code->co_freevars);
+}
+
+static inline PyObject *
+Frame_local(FramePtr frame, int slot)
+{
+    return frame->f_localsplus[slot];
+}
+
+/* `inner`: a frame was called from here, and refers to this one.  0: somebody else has this frame, too. */
+static inline int
+FrameRefs_init(FrameRefs *self, FramePtr frame, int inner)
+{
+    int tracked = PyObject_GC_IsTracked((PyObject *)frame); /* of a generator: the collector sees the locals */
+    self->frame = frame;
+    self->locals = Frame_local_count(frame);
+    self->first = tracked ? self->locals : 0;
+    self->stack = -1;
+    self->stack_limit = frame->f_code->co_stacksize;
+    self->extra_count = 0;
+    if (!tracked) {
+        self->extra[self->extra_count++] = frame->f_locals;
+        self->extra[self->extra_count++] = (PyObject *)frame->f_back;
+    }
+    return Py_REFCNT(frame) <= 1 + (inner != 0);
+}
+
+static inline PyObject *
+FrameRefs_get(FrameRefs *self, int slot)
+{
+    return self->frame->f_localsplus[slot];
+}
+
+#else
+
+static inline int
+Frame_local_count(FramePtr frame)
+{
+    PyCodeObject *code = Frame_code(frame);
+    return code == NULL ? 0 : code->co_nlocalsplus;
+}
+
+static inline PyObject *
+Frame_local(FramePtr frame, int slot)
+{
+#  if PY_VERSION_HEX >= 0x030E0000
+    _PyStackRef ref = frame->localsplus[slot];
+    return PyStackRef_IsNull(ref) || PyStackRef_IsTaggedInt(ref) ? NULL : PyStackRef_AsPyObjectBorrow(ref);
+#  else
+    return frame->localsplus[slot];
+#  endif
+}
+
+static inline PyObject *
+FrameRefs_get(FrameRefs *self, int slot)
+{
+#  if PY_VERSION_HEX >= 0x030E0000
+    _PyStackRef ref = self->frame->localsplus[slot];
+    if (!PyStackRef_IsNull(ref) && !PyStackRef_IsTaggedInt(ref) && !PyStackRef_RefcountOnObject(ref)) {
+        return NULL;
+    }
+#  endif
+    return Frame_local(self->frame, slot);
+}
+
+static inline int
+FrameRefs_init(FrameRefs *self, FramePtr frame, int inner)
+{
+    (void)inner;
+    PyCodeObject *code = Frame_code(frame);
+    if (code == NULL || (frame->frame_obj != NULL && Py_REFCNT(frame->frame_obj) > 1)) {
+        return 0;
+    }
+    self->frame = frame;
+    self->locals = code->co_nlocalsplus;
+    self->stack_limit = code->co_stacksize;
+    self->first = 0;
+    self->extra_count = 0;
+#  if PY_VERSION_HEX >= 0x030E0000
+    self->stack = frame->stackpointer == NULL ? -1 : (int)(frame->stackpointer - frame->localsplus) - self->locals;
+#  else
+    self->stack = frame->stacktop < 0 ? -1 : frame->stacktop - self->locals;
+#  endif
+    if (frame->owner == FRAME_OWNED_BY_GENERATOR) {
+        /* The collector goes through the generator: it sees all if the depth is stored, else no local and no stack. */
+        if (self->stack >= 0) {
+            self->first = self->locals;
+            self->stack = 0;
+        }
+        return 1;
+    }
+#  if PY_VERSION_HEX >= 0x030E0000
+    if (!PyStackRef_IsNull(frame->f_funcobj) && PyStackRef_RefcountOnObject(frame->f_funcobj)) {
+        self->extra[self->extra_count++] = PyStackRef_AsPyObjectBorrow(frame->f_funcobj);
+    }
+#  elif PY_VERSION_HEX >= 0x030C0000
+    self->extra[self->extra_count++] = frame->f_funcobj;
+#  else
+    self->extra[self->extra_count++] = (PyObject *)frame->f_func;
+#  endif
+    self->extra[self->extra_count++] = frame->f_locals;
+    return 1;
+}
+
+#endif
 #endif

@@ -46,7 +46,7 @@ _OVERWRITES: Final = ("STORE_", "DELETE_", "MAP_ADD")
 
 def temporary_ends(code: CodeType, opened_at: int) -> frozenset[int]:
     """Return the offsets at which the result of the instruction at ``opened_at`` may die as a temporary."""
-    flow = _Flow(code)
+    flow = Flow(code)
     opened = flow.depths.get(opened_at)
     if opened is None:
         return frozenset()
@@ -94,10 +94,11 @@ def instruction_at(code: CodeType, offset: int) -> int:
     return offsets[max(0, bisect_right(offsets, offset) - 1)]
 
 
-class _Flow:
+class Flow:
     """The instructions of a code object, what follows each, and how deep the stack is before each."""
 
     def __init__(self, code: CodeType) -> None:
+        """Walk through the code; for generators of 3.10, too."""
         instructions = list(dis.get_instructions(code))
         self.at = {instruction.offset: instruction for instruction in instructions}
         self.depths: dict[int, int] = {}
@@ -105,7 +106,8 @@ class _Flow:
         # Before 3.11, handlers are set up by jumps.
         parse = getattr(dis, "_parse_exception_table", None)
         self._table = parse(code) if parse is not None else []
-        todo = [(0, 0)]
+        # 3.10: what is sent to a generator at its start is on its stack already.
+        todo = [(0, int(bool(instructions) and instructions[0].opname == "GEN_START"))]
         while todo:
             at, depth = todo.pop()
             if at in self.at and at not in self.depths:
