@@ -343,7 +343,7 @@ class Agent:
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
-        from concagent.hooks import files, fork, futures, imports, locks, sync, threads
+        from concagent.hooks import children, files, fork, futures, imports, locks, sync, threads
         from concagent.hooks.patching import PatchSet
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
@@ -361,6 +361,7 @@ class Agent:
             imports.add_patches(self._patches)
         if "threads" in families:
             threads.add_patches(self._patches)
+            children.add_patches(self._patches)
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)

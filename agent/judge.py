@@ -235,7 +235,7 @@ class Judge:
         core.tick()
         self._drain_order()
         records = core.records()
-        if not any(record.waits and not record.agent for record in records):
+        if not any(record.waits and not record.agent for record in records) and not state.sources_have_work():
             self._forget_told(frozenset())
             return
         picture = with_handlers(snapshots.take())

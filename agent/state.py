@@ -187,6 +187,9 @@ class Source(Protocol):
     def read(self) -> Any:
         """Return what is to be compared."""
 
+    def has_work(self) -> bool:
+        """Return whether it knows of anybody who might wait, so that a picture is worth its cost; cheap."""
+
     def add(self, builder: Any, one: Any, two: Any) -> None:
         """Add what both readings agree on to a ``snapshots.Builder``."""
 
@@ -197,6 +200,11 @@ _sources: tuple[Source, ...] = ()
 def sources() -> tuple[Source, ...]:
     """Return the sources that snapshots are made from, beside the core."""
     return _sources
+
+
+def sources_have_work() -> bool:
+    """Return whether a picture may show waits that the core does not know of."""
+    return any(source.has_work() for source in _sources)
 
 
 def add_source(source: Source) -> None:

@@ -46,6 +46,7 @@ ENDED_BY: Final = {
     "semaphore": "any-holder",
     "mp-semaphore": "any-holder",
     "pool": "any-holder",
+    "pipe": "any-holder",
     "barrier": "parties",
     "mp-barrier": "parties",
 }

@@ -83,6 +83,10 @@ class Waiting(NamedTuple):
 class FutureSource:
     """The waits for futures, for snapshots (see ``state.Source``)."""
 
+    def has_work(self) -> bool:
+        """Return False: who waits for a future waits for a condition, and the core knows that."""
+        return False
+
     def read(self) -> dict[int, Waiting]:
         """Return actor's serial -> what it waits for, of all threads that wait for futures."""
         try:

@@ -49,6 +49,10 @@ class ImportSource:
         self._serials: Any = weakref.WeakKeyDictionary()
         self._since: dict[int, tuple[Any, int, int]] = {}  # actor -> (resource, epoch, since)
 
+    def has_work(self) -> bool:
+        """Return False: a ring that importlib does not break has a wait in it that the core knows."""
+        return False
+
     def read(self) -> dict[int, Waiting]:
         """Return actor's serial -> what it waits for."""
         try:

@@ -35,6 +35,10 @@ _FUTURE_ADVICE: Final = (
     "A task must not wait for a task of its own pool that has no free worker, nor for one that waits for it: return the future "
     "and let the caller wait, or give the inner tasks a pool of their own. More workers only put it off."
 )
+_PIPE_ADVICE: Final = (
+    "Nobody drains the pipe that the child writes to: read its output before or while you wait for it, with communicate() or "
+    "run(capture_output=True), or send it to a file or to DEVNULL."
+)
 _STALL_ADVICE: Final = (
     "Somebody must notify, set or release, and nobody is left who can: check the order of wait and notify (wait in a loop on "
     "the condition, notify after the change), exceptions that skip the release, and threads that ended early."
@@ -42,6 +46,7 @@ _STALL_ADVICE: Final = (
 _HELD_DOUBT: Final = (
     "every permit is held by a thread that is stuck here, but a live thread could release one it does not hold"
 )
+_PIPE_DOUBT: Final = "a live thread could still read what is in the pipe, though none has"
 _KNOWN_DOUBT: Final = "whoever has ended such waits so far is stuck here, but a live thread that never has could"
 # Calls that end a wait, by the kind of what is waited for; a queue's depends on whether it is full or empty.
 _VERBS: Final = {
@@ -128,7 +133,8 @@ def _finding(
         else "and each could go on only after another"
     )
     if suspected:
-        doubt = _HELD_DOUBT if held else _KNOWN_DOUBT
+        piped = any(resource.kind == "pipe" for resource in awaited.values())
+        doubt = _PIPE_DOUBT if piped else _HELD_DOUBT if held else _KNOWN_DOUBT
     return scene.finding(
         kind,
         "suspected" if suspected or doubt else "proven",
@@ -143,6 +149,8 @@ def _finding(
 def _advice(kind: str, awaited: set[str]) -> str:
     if kind == "stall":
         return _STALL_ADVICE
+    if "pipe" in awaited:
+        return _PIPE_ADVICE
     return _FUTURE_ADVICE if awaited == {"future"} else _DEADLOCK_ADVICE
 
 

@@ -19,6 +19,7 @@ _WAIT_ADVICE = (
     "Look at what the holder is doing now (its stack is above): do slow work outside the lock, or wait with a timeout. If this "
     "is normal here, raise long_wait or suppress it."
 )
+_WORKERS = frozenset({"thread", "process", "task", "future"})  # whoever waits for these waits for work to be done
 _HOLD_ADVICE = "Keep the lock only for the few lines that need it; I/O and calls into other code belong outside."
 
 
@@ -27,8 +28,8 @@ def long_waits(
 ) -> list[tuple[tuple[int, int], Finding]]:
     """Return ((actor, epoch), finding) for untimed waits longer than the threshold that are not in ``skip``.
 
-    Waits for a thread's end, a condition, an event or a queue are left out unless somebody holds what they wait for: an idle
-    worker waits for hours, and that is its work.
+    Waits for the end of a thread, a process or a task are left out: work takes its time.  So are those for a condition, an event
+    or a queue unless somebody holds what they wait for: an idle worker waits for hours, and that is its work.
     """
     scene = Scene(snapshot)
     told = set(skip)
@@ -38,7 +39,7 @@ def long_waits(
         waited_ns = snapshot.monotonic_ns - edge.since_ns
         kind = scene.resources[edge.resource].kind
         held = scene.holders.get(edge.resource)
-        if edge.timed or key in told or waited_ns < threshold_ns or kind == "thread" or not held:
+        if edge.timed or key in told or waited_ns < threshold_ns or kind in _WORKERS or not held:
             continue
         actor = scene.actors[edge.actor]
         holder = scene.actors[held[0].holder].name

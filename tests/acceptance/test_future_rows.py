@@ -328,6 +328,19 @@ def test_f46_sound_programs_with_futures_are_silent(runner: Any, body: str) -> N
     runner.silent(program(body if body.startswith("\n") else f"\n    {body}\n"))
 
 
+def test_a_long_task_that_waits_for_work_is_no_long_wait(runner: Any) -> None:
+    body = """
+    import queue
+    work = queue.Queue()
+    pool = ThreadPoolExecutor(1)
+    task = pool.submit(work.get)
+    threading.Timer(1.8, work.put, [42]).start()
+    assert task.result() == 42
+    """
+
+    runner.silent(program(body), long_wait=0.5)
+
+
 HAND_OVERS = {
     "queue": "q = __import__('queue').Queue(); start(lambda: (pause(0.6), q.put(1))); q.get()",
     "event": "e = threading.Event(); start(lambda: (pause(0.6), e.set())); e.wait()",

@@ -130,11 +130,13 @@ def test_a_long_wait_without_a_site_for_what_it_holds_itself_has_no_bystander():
     [
         (snapshot(waits(1, 10, since_ns=0, timed=True), holds(2, 10)), ()),
         (snapshot(waits(1, 10, since_ns=0), holds(2, 10)), [(1, 1)]),
+        (snapshot(waits(1, 10, since_ns=0), holds(2, 10), kinds={10: "future"}), ()),
+        (snapshot(waits(1, 10, since_ns=0), holds(2, 10), kinds={10: "process"}), ()),
         (snapshot(waits(1, 10, since_ns=1), holds(2, 10)), ()),
         (snapshot(waits(1, 10, since_ns=0), holds(2, 10), kinds={10: "thread"}), ()),
         (snapshot(waits(1, 10, since_ns=0), kinds={10: "queue"}), ()),
     ],
-    ids=["timed", "told", "short", "a join", "nobody holds it"],
+    ids=["timed", "told", "a future", "a process", "short", "a join", "nobody holds it"],
 )
 def test_what_is_no_long_wait_is_not_told(picture, skip):
     assert slow.long_waits(picture, 10**9, skip) == []
