@@ -39,15 +39,18 @@ ENDED_BY: Final = {
     "thread": "holder",
     "process": "holder",
     "task": "holder",
+    "asyncio-lock": "holder",
     "import-lock": "holder",
     "file-lock": "holder",
     "mp-lock": "holder",
     "mp-rlock": "holder",
     "semaphore": "any-holder",
+    "asyncio-semaphore": "any-holder",
     "mp-semaphore": "any-holder",
     "pool": "any-holder",
     "pipe": "any-holder",
     "barrier": "parties",
+    "asyncio-barrier": "parties",
     "mp-barrier": "parties",
 }
 # Kinds of resources whose one holder alone can end a wait for them.
