@@ -89,6 +89,16 @@ def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -
         set_mask(_signal.SIG_SETMASK, former)
 
 
+def known_threads() -> list[threading.Thread]:
+    """Return the ``Thread`` objects that run; no lock is taken."""
+    return list(threading._active.values())  # type: ignore[attr-defined]
+
+
+def main_ident() -> int | None:
+    """Return the OS thread id of the main thread."""
+    return threading.main_thread().ident
+
+
 def find_thread(ident: int) -> threading.Thread | None:
     """Return the ``Thread`` object of a live OS thread id, or None for a thread that ``threading`` did not start.
 

@@ -20,7 +20,6 @@ from concagent.errors import ConcagentError, ConfigError, PatchError
 from concagent.monitor import Monitor, wait_until_gone
 from concagent.openings import Openings
 from concagent.reporting import write_stderr
-from concagent.tasksource import Tasks, asyncio_is_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from concagent.exporters.log import LogSink
     from concagent.lastresort import LastResort
     from concagent.leakwatch import LeakWatch
-    from concagent.loopwatch import LoopWatch
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
     from concagent.suppressions import Suppression
@@ -132,8 +130,6 @@ class Agent:
         self.openings = Openings(on_unclosed=self._wake)
         self.monitor = Monitor(config, _read_suppressions(config.suppressions))
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
-        self._tasks = Tasks()
-        self._loops: LoopWatch | None = None
         self._leaks: LeakWatch | None = None
         self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
@@ -347,7 +343,7 @@ class Agent:
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
-        from concagent.hooks import children, files, fork, futures, imports, locks, sync, threads
+        from concagent.hooks import children, files, fork, futures, imports, locks, simplequeue, sync, threads
         from concagent.hooks.patching import PatchSet
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
@@ -361,6 +357,7 @@ class Agent:
                 self._patches.add(self._adoption)
         if "sync" in families:
             sync.add_patches(self._patches)
+            self._patches.add(simplequeue.Replacement())
             futures.add_patches(self._patches)
             imports.add_patches(self._patches)
         if "threads" in families:
@@ -371,24 +368,10 @@ class Agent:
             self.monitor.tick_hooks.append(self._look_for_leaks)
         self._patches.apply()
         self._undo.append(("patches", self._patches.restore))
-        if "asyncio" in families:
-            state.add_source(self._tasks)
-            self._undo.append(("tasks", lambda: state.remove_source(self._tasks)))
-            if self.config.loop_blocked:
-                self.monitor.tick_hooks.append(self._look_at_loops)
         if self._adoption is not None:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
-
-    def _look_at_loops(self, now_ns: int) -> None:
-        if self._loops is None and asyncio_is_loaded():
-            from concagent.loopwatch import LoopWatch
-
-            judge, config = self.monitor.judge(), self.config
-            self._loops = LoopWatch(config.loop_blocked, config.stack_depth, self.monitor.publish, judge.is_told)
-        if self._loops is not None:
-            self._loops.look(now_ns)
 
     def _look_for_leaks(self, now_ns: int) -> None:
         self._leak_watch().look(now_ns)

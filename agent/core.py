@@ -151,6 +151,24 @@ def last_resort() -> Any:
     return implementation if NAME == "c" else None
 
 
+def replace_method(cls: type, name: str, method: Any) -> Any:
+    """Put a method into a type of C that does not let its attributes be set; return what was there.
+
+    Raises:
+        NotImplementedError: The Python twin cannot.
+        TypeError: The type is shared by all interpreters.
+    """
+    if NAME != "c":
+        raise NotImplementedError
+    return implementation.replace_method(cls, name, method)
+
+
+def simple_get(hook: Any, empty: type[Exception]) -> Any:
+    """Return what does the same as ``hook``, of `queue.SimpleQueue.get`, in less time where there is something to get."""
+    implementation.configure_simple_get(hook.__wrapped__, empty)
+    return sync_method("simple_get", hook)
+
+
 class _SignalHandler:
     """The C core's handler, with the two functions of ``faulthandler`` that it stands in for."""
 

@@ -251,7 +251,7 @@ class Builder:
         if hold is not None:
             self.assign(resource, hold)
         for holder, depth in list(getattr(resource, "holders", {}).items()):
-            if depth > 0:
+            if depth > 0 and not getattr(resource, "foreign", False):  # of a signal the holders say nothing
                 self.hold(AssignmentEdge(resource.serial, holder.serial, None, depth, None))
                 self._add_holder(holder)
         for signaller, times in list(getattr(resource, "signallers", {}).items()):

@@ -20,13 +20,13 @@ Invariants J1 all fields are written by the monitor's thread.
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, graph, snapshots
 from concagent.detectors import residue as detector
+from concagent.words import NO_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,14 +147,18 @@ def _keys(picture: Snapshot, actors: frozenset[int]) -> frozenset[Key]:
 def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
     """Return whether this is a program that has nothing to do until somebody ends it.
 
-    ``Event().wait()`` in the main thread, with daemon threads that wait for work: Ctrl-C is what it waits for.
+    ``Event().wait()`` in the main thread, with daemon threads or those of a pool that wait for work: Ctrl-C is what it waits for.
     """
     main = core.record_of_ident(threading.main_thread().ident)
     if main is None or main.serial not in residue:
         return False
     resources = {resource.serial: resource for resource in picture.resources}
     ends = {edge.actor: resources[edge.resource].ends for edge in picture.requests}
-    others = [actor for actor in picture.actors if actor.serial in residue and actor.serial != main.serial]
+    unemployed = {e.actor for e in picture.requests if resources[e.resource].detail == NO_WORK}
+    others = [a for a in picture.actors if a.serial in residue - unemployed and a.serial != main.serial]
+    asked = resources[next(edge.resource for edge in picture.requests if edge.actor == main.serial)]
+    if asked.kind not in {"event", "condition"} and not (asked.detail or "").startswith("empty"):
+        return False  # for room in a queue, its tasks or the others of a barrier nobody waits just to be there
     return all(ends[serial] in {"signal", "parties"} for serial in residue) and all(actor.daemon for actor in others)
 
 
@@ -171,12 +175,6 @@ def has_signal_handlers() -> bool:
     """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
     for number in signal.valid_signals():
         handler = _real.get_signal(number)
-        if callable(handler) and handler is not signal.default_int_handler and not _is_asyncios(handler):
+        if callable(handler) and handler is not signal.default_int_handler:
             return True
     return False
-
-
-def _is_asyncios(handler: Any) -> bool:
-    """Return whether this is the handler by which ``asyncio.run`` turns Ctrl-C into the end of its task."""
-    runner = getattr(getattr(sys.modules.get("asyncio.runners"), "Runner", None), "_on_sigint", None)
-    return runner is not None and getattr(getattr(handler, "func", None), "__func__", None) is runner

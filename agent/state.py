@@ -123,6 +123,31 @@ class ThreadCell:
         return wait.token
 
 
+class ExitCell:
+    """What the main thread waits for when it is over and the interpreter waits for all threads that are no daemons."""
+
+    __slots__ = ("serial",)
+    kind: Final = "thread"
+    ended_by: Final = "all-holders"
+    name: Final = "all but daemons"
+    code: Final = None
+    lasti: Final = 0
+
+    def __init__(self) -> None:
+        """Say nothing of which threads: that changes while it is waited for."""
+        self.serial = core.next_serial()
+
+    @property
+    def holders(self) -> dict[Any, int]:
+        """Return the records of the threads that are waited for; those that did nothing tracked have none and are alive."""
+        waited_for = [thread.ident for thread in _real.known_threads() if not thread.daemon]
+        records = [core.record_of_ident(ident) for ident in waited_for if ident not in {None, _real.main_ident()}]
+        return {record: 1 for record in records if record is not None and not record.ended}
+
+    def hold_seen_by(self, wait: Any) -> None:
+        """Return None: no single holder can end such a wait, the walk stops here."""
+
+
 def sync_cell(target: Any, kind: str) -> SyncCell:
     """Return the cell of a condition, semaphore ..., made on first use."""
     try:
@@ -187,6 +212,9 @@ class Source(Protocol):
     def read(self) -> Any:
         """Return what is to be compared."""
 
+    def has_work(self) -> bool:
+        """Return whether it knows of anybody who might wait, so that a picture is worth its cost; cheap."""
+
     def add(self, builder: Any, one: Any, two: Any) -> None:
         """Add what both readings agree on to a ``snapshots.Builder``."""
 
@@ -200,8 +228,8 @@ def sources() -> tuple[Source, ...]:
 
 
 def sources_have_work() -> bool:
-    """Return whether a picture may show waits though no thread of the core's waits: a source with ``has_work()`` knows."""
-    return any(source.has_work() for source in _sources if hasattr(source, "has_work"))
+    """Return whether a picture may show waits that the core does not know of."""
+    return any(source.has_work() for source in _sources)
 
 
 def add_source(source: Source) -> None:

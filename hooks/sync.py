@@ -197,12 +197,27 @@ def release(self: Any, n: int = 1) -> None:
 @functools.wraps(_bounded_release)
 def bounded_release(self: Any, n: int = 1) -> None:
     """Give permits back as the original does, which refuses more than were taken."""
-    _bounded_release(self, n)
+    try:
+        _bounded_release(self, n)
+    except ValueError:
+        _tell_over_release(self, n, _real.getframe(1))
+        raise
     if core.is_recording():
         try:
             _give_back(self, n)
         except Exception as error:  # noqa: BLE001 - border
             state.count_error("hook", error)
+
+
+def _tell_over_release(semaphore: Any, number: int, frame: FrameType) -> None:
+    """Say that more permits are given back than were taken; a number that is none at all is another error."""
+    try:
+        if core.is_recording() and number >= 1 and not core.current_record().agent:
+            cell, record = state.sync_cell(semaphore, "semaphore"), core.current_record()
+            stack = state.raw_stack(frame)
+            state.post(state.MisuseEvent("over-release", cell, record, None, stack, _real.monotonic_ns()))
+    except Exception as error:  # noqa: BLE001 - border
+        state.count_error("hook", error)
 
 
 def add_patches(patches: PatchSet) -> None:

@@ -4,6 +4,10 @@ A join waits for the end of a thread, so the thread is the resource and its own 
 published and walked before the original is called, which blocks in C; so the last blocker of a ring is found, and can be
 a victim, without waking anybody.  The end of a thread is seen by the core (a thread-local's destructor), not here.
 
+When the program's main module is over the interpreter waits for all threads that are no daemons, in
+``threading._shutdown``: a wait like any other, and a program that hangs there hangs for good.  It is published by the last of
+the calls that ``threading`` makes before it: what comes before is code of the program and of pools, which runs.
+
 Left alone  ``Thread._bootstrap`` and ``run``: nothing of ours is on the stack of a thread.
 """
 
@@ -19,6 +23,7 @@ from concagent.hooks.patching import Patch, PatchSet
 
 _thread_join = threading.Thread.join
 _thread_start = threading.Thread.start
+_shutdown = threading._shutdown  # type: ignore[attr-defined]
 
 
 @functools.wraps(_thread_join)
@@ -54,9 +59,33 @@ def start(self: Any) -> None:
     _thread_start(self)
 
 
+@functools.wraps(_shutdown)
+def shutdown() -> None:
+    """Wait for all threads that are no daemons as the original does, and publish that wait when it begins."""
+    calls: list[Any] | None = getattr(threading, "_threading_atexits", None)
+    if calls is None or not core.is_recording():
+        return _shutdown()  # type: ignore[no-any-return]
+    mark = core.wait_mark()
+    calls.insert(0, _publish_shutdown)  # the last one to be called
+    try:
+        return _shutdown()  # type: ignore[no-any-return]
+    finally:
+        core.end_waits(mark)
+        if _publish_shutdown in calls:
+            calls.remove(_publish_shutdown)
+
+
+def _publish_shutdown() -> None:
+    try:
+        core.begin_wait(state.ExitCell(), False, None)
+    except Exception as error:  # noqa: BLE001 - border
+        state.count_error("hook", error)
+
+
 def add_patches(patches: PatchSet) -> None:
     """Append the patches of this family."""
     patches.add(
         Patch(threading.Thread, "join", join, "threading.Thread.join"),
         Patch(threading.Thread, "start", start, "threading.Thread.start"),
+        Patch(threading, "_shutdown", shutdown, "threading._shutdown"),
     )

@@ -15,6 +15,10 @@ _TEXTS: Final = {
         "{actor} releases {lock}, which nobody holds",
         "Release a lock once for each acquire: use `with`, and check paths that release in an except and again in a finally.",
     ),
+    "over-release": (
+        "{actor} gives back a permit of {lock} more than were taken",
+        "Release a semaphore once for each acquire: use `with`; one that counts signals and not permits is a plain Semaphore.",
+    ),
     "foreign-release": (
         "{actor} releases {lock}, which {holder} owns",
         "An RLock belongs to the thread that took it; if another thread must signal, use a Semaphore or an Event.",

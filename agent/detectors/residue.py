@@ -60,15 +60,14 @@ _VERBS: Final = {
 
 def verbs(resource: Resource) -> frozenset[str]:
     """Return the names of the methods that end a wait for this resource; empty where none is known."""
-    kind = resource.kind.removeprefix("asyncio-")
-    if kind == "queue":
+    if resource.kind == "queue":
         detail = resource.detail or ""
         if detail.startswith("full"):
             return frozenset({"get", "get_nowait"})
         if detail.startswith("empty"):
             return frozenset({"put", "put_nowait"})
         return frozenset({"task_done"})
-    return frozenset(_VERBS.get(kind, ()))
+    return frozenset(_VERBS.get(resource.kind, ()))
 
 
 def residue_findings(
@@ -105,8 +104,7 @@ def residue_findings(
 
 
 def _stall(scene: Scene, asleep: frozenset[int], doubt: str | None, evidence: str | None) -> Finding:
-    awaited = {serial: scene.resources[scene.requests[serial].resource] for serial in asleep}
-    signalled = frozenset(s for s in asleep if awaited[s].ends != "holder" and awaited[s].kind != "event-loop")
+    signalled = frozenset(s for s in asleep if scene.resources[scene.requests[s].resource].ends != "holder")
     members = signalled or asleep
     return _finding(scene, "stall", members, asleep - members, doubt, False, evidence)
 

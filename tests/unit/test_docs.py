@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NOT_DETECTED_YET = (
     *("lock-order-inversion", "order-violation", "context-hazard"),
-    *("data-race", "atomicity-violation"),
+    *("loop-blocked", "data-race", "atomicity-violation"),
 )
 DETAILS = {
-    "misuse": ("double-release", "foreign-release", "exit-held", "destroy-held"),
+    "misuse": ("double-release", "over-release", "foreign-release", "exit-held", "destroy-held"),
     "leak": ("collected-unclosed", "still-open-and-growing", "open-at-exit"),
 }
 
