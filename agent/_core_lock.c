@@ -276,7 +276,9 @@ acquire_lock(Lock *self, Patience patience, int entered, int interruptible)
     if (UNLIKELY(!have_room(record))) {
         return -1;
     }
-    if (UNLIKELY(self->locked)) {
+    /* At the interpreter's end the thread for which a lock is reserved never comes: threads are gone before their
+     * thread-locals, whose finalizers may want it. */
+    if (UNLIKELY(self->locked) && !(self->locked == RESERVED && is_finalizing())) {
         if (!patience.blocking || patience.timeout_ns == 0) {
             return 0;
         }

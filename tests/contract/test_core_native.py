@@ -14,6 +14,7 @@ import inspect
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -380,6 +381,192 @@ def test_a_waiter_of_the_parent_swallows_no_wake_up_in_the_child(heard: Heard) -
     ended.acquire()
 
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("how", ["lock.acquire(False)", "lock.acquire(timeout=20)", "lock.acquire()"])
+@pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
+def test_a_lock_reserved_for_a_thread_that_is_gone_at_the_end_is_free(kind: str, how: str) -> None:
+    # Finalizers of the thread-locals of daemon threads run when all threads are gone and not all of their records.
+    program = f"""
+import os, sys, threading, time
+from concagent import core
+lock = core.{kind}()
+lock.acquire()
+local = threading.local()
+class Last:
+    def __del__(self, lock=lock, write=os.write):
+        write(1, b"got " if {how} else b"not ")
+        lock.release()
+def park():
+    local.last = Last()
+    threading.Event().wait()
+others = [threading.Thread(target=park, daemon=True) for _ in range(6)]
+waiter = threading.Thread(target=lock.acquire, daemon=True)
+for thread in (*others[:3], waiter, *others[3:]):
+    thread.start()
+while not core.cell_of(lock).waited_for:
+    time.sleep(0.001)
+time.sleep(0.05)  # waited for so long a lock is reserved
+sys.setswitchinterval(1000)  # nobody comes before the end
+lock.release()
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "got " * 6, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_handler_that_forks_inside_of_a_wait_leaves_both_processes_able_to_wait(heard: Heard) -> None:
+    lock = held_lock()
+    other = held_lock()
+    children: list[int] = []
+
+    def handle(*_: object) -> None:
+        children.append(os.fork())
+        if children[-1] == 0:
+            core.after_fork_in_child()
+
+    old = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        timed_out = not lock.acquire(timeout=0.2)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    if children == [0]:
+        status = 1
+        try:
+            _real.start_new_thread(lambda: (until(lambda: core.cell_of(other).waited_for), other.release()), ())
+            usable = other.acquire(timeout=20) and not core.current_record().waits
+            status = 0 if timed_out and usable and not core.cell_of(lock).waited_for else 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(children[0], 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert timed_out
+    assert core.current_record().waits == []
+    assert not core.cell_of(lock).waited_for
+    lock.release()
+    assert lock.acquire(False)
+
+
+def test_waiters_that_time_out_at_the_moment_of_the_release_lose_no_wake_up(heard: Heard) -> None:
+    # Whatever the interleaving: after each release either the timed one or the untimed one has the lock.
+    lock = core.allocate_lock()
+    rounds = 300
+    got = [0, 0]
+    done = _real.allocate_lock()
+    done.acquire()
+
+    def patient() -> None:
+        for _ in range(rounds):
+            with lock:
+                got[0] += 1
+        done.release()
+
+    def hasty() -> None:
+        while got[0] < rounds:
+            if lock.acquire(timeout=0.0004):
+                got[1] += 1
+                lock.release()
+
+    _real.start_new_thread(hasty, ())
+    _real.start_new_thread(hasty, ())
+    _real.start_new_thread(patient, ())
+    while got[0] < rounds:
+        with lock:
+            time.sleep(0.0004)
+
+    assert done.acquire(timeout=60)
+    until(lambda: not core.cell_of(lock).waited_for)
+    assert sum(got) >= rounds
+
+
+def test_a_finalizer_that_takes_the_lock_its_thread_waits_for_gets_it_in_turn(heard: Heard) -> None:
+    # The collector runs it wherever something is allocated, also in the handler of a signal inside of the wait.
+    lock = held_lock()
+    seen: list[bool] = []
+
+    class Last:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            seen.append(lock.acquire(timeout=0.001))
+
+    def handle(*_: object) -> None:
+        Last()
+        gc.collect()
+
+    old = signal.signal(signal.SIGALRM, handle)
+    main = core.current_record()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        _real.start_new_thread(lambda: (until(lambda: seen), until(lambda: len(main.waits) == 1), lock.release()), ())
+        assert lock.acquire(timeout=20)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    lock.release()
+
+    assert seen == [False]
+    assert core.current_record().waits == []
+
+
+@pytest.mark.parametrize("timeout", [-1, 20])
+def test_signals_without_pause_neither_end_nor_lose_a_wait(heard: Heard, timeout: float) -> None:
+    lock = held_lock()
+    calls: list[int] = []
+    main = core.current_record()
+    old = signal.signal(signal.SIGALRM, lambda *_: calls.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        _real.start_new_thread(lambda: (until(lambda: main.waits and len(calls) > 200), lock.release()), ())
+        assert lock.acquire(timeout=timeout)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    lock.release()
+
+    assert len(calls) > 200
+
+
+def test_a_time_out_is_not_early_because_of_signals(heard: Heard) -> None:
+    lock = held_lock()
+    calls: list[int] = []
+    old = signal.signal(signal.SIGALRM, lambda *_: calls.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        before = time.monotonic()
+        assert not lock.acquire(timeout=0.1)
+        passed = time.monotonic() - before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    lock.release()
+
+    assert passed >= 0.1
+    assert calls
+    assert core.current_record().waits == []
+
+
+def test_a_victim_in_the_handler_of_its_wait_raises_when_the_handler_is_done(heard: Heard) -> None:
+    lock = held_lock()
+    error = RuntimeError("you are the one")
+    main = core.current_record()
+    woken: list[bool] = []
+    old = signal.signal(signal.SIGALRM, lambda *_: woken.append(core.wake_victim(main.waits[0], error)))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(RuntimeError, match="you are the one"):
+            lock.acquire(timeout=20)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+    assert woken == [True]
+    assert main.waits == []
+    assert not core.cell_of(lock).waited_for
+    lock.release()
 
 
 def test_a_victim_raises_and_others_get_the_lock(heard: Heard) -> None:
