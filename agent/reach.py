@@ -126,6 +126,7 @@ def reached(
     *,
     node_limit: int = NODE_LIMIT,
     seconds: float = SECONDS,
+    own: Iterable[object] = (),
     twin: Any = None,
 ) -> Reach:
     """Return which of the awaited resources anything but ``stuck`` can still get at.
@@ -136,6 +137,7 @@ def reached(
         stuck: Idents of OS threads, and ``Task`` objects, whose frames do not count.
         node_limit: Objects that the collector knows; beyond that nothing is looked at.
         seconds: Time for all looks together.
+        own: Other containers of the caller's whose references do not count.
         twin: ``_core`` or ``_pyreach``; None for the one that fits the core.
 
     Returns:
@@ -145,7 +147,7 @@ def reached(
         return Reach(frozenset(targets), complete=not targets)
     if twin is None:
         twin = core.implementation if core.NAME == "c" else _pyreach
-    return _Search(targets, stuck, twin).run(node_limit, seconds)
+    return _Search(targets, stuck, own, twin).run(node_limit, seconds)
 
 
 def close(
@@ -163,7 +165,7 @@ def close(
         picture: A confirmed snapshot.
         targets_of: Serial of a resource -> its `signal_objects`; empty if they are not known or in another process: reached.
         stuck_of: Serial of an actor -> ident of its thread, or its ``Task``; None if its frames are nowhere: they count.
-        limits: ``node_limit``, ``seconds``, as of `reached`.
+        limits: ``node_limit``, ``seconds``, ``own``, as of `reached`.
     """
     awaited = {edge.resource for edge in picture.requests}
     targets = {serial: tuple(targets_of(serial)) for serial in awaited}
@@ -195,10 +197,12 @@ def close(
 class _Search:
     """The looks of one question."""
 
-    def __init__(self, targets: Mapping[int, Sequence[object]], stuck: Collection[object], twin: Any) -> None:
+    def __init__(
+        self, targets: Mapping[int, Sequence[object]], stuck: Collection[object], own: Iterable[object], twin: Any
+    ) -> None:
         self.twin = twin
         self.serials: dict[int, set[int]] = defaultdict(set)  # address of a target -> the resources that it is of
-        self.own: list[Any] = [targets, stuck]
+        self.own: list[Any] = [targets, stuck, *own]
         self.args: list[Any] = []
         for serial, objects in targets.items():
             self.own.append(objects)
@@ -216,6 +220,7 @@ class _Search:
         for one in stuck:
             if not isinstance(one, int):
                 self._pass_over_coroutine(one)
+        self.own = list({id(one): one for one in self.own}.values())  # each once, or its references count twice
         self.paths: dict[int, tuple[int, list[int]]] = {}
 
     def _pass_over_entry(self, ident: int) -> None:
