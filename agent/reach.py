@@ -31,8 +31,10 @@ Not seen   what digs in the interpreter: ``gc.get_objects``, ``sys._current_fram
            elsewhere, addresses turned into objects by ``ctypes``.
 Limits     a free-threaded build, PyPy: everything counts as reached.  The Python twin sees no running frames.  A thread that
            was started with ``_thread.start_new_thread(f, (x,))`` keeps ``x`` where nobody can see it.
-Cost       one look is 30-60 ns for each object that the collector knows, about a third of a full collection, and a pause;
-           a handful of looks (as many as the longest chain of references back to a root).  Only on demand.
+Cost       one look takes about 100 ns for each object that the collector knows (1,000,000: 100 ms, where a full collection
+           takes 400-900 ms), and the program stands still.  It cannot be cut into slices: what is not kept alive may be gone after
+           a slice, and to keep it alive would make finalizers of the program run in our thread.  ``node_limit`` bounds it.
+           As many looks as the chain of references back to a root is long; 2 for an event that nobody else has.
 Sources    CPython Modules/gcmodule.c (subtract_refs); ALGORITHMS.md 3.5; golang.org/issue/13759 for the idea.
 """
 
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
     from concagent.model import Snapshot
 
-NODE_LIMIT: Final = 5_000_000
+NODE_LIMIT: Final = 2_000_000
 SECONDS: Final = 2.0
 _LOOKS: Final = 100  # a longer chain of references than any program has a use for
 _SET_LIMIT: Final = 200_000

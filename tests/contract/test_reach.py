@@ -779,7 +779,9 @@ def _picture(*waits: tuple[int, int], live: tuple[int, ...] = ()) -> Snapshot:
             Actor(serial, "thread", 1, serial, f"thread-{serial}", False, "live" if serial in live else "blocked", ())
             for serial in sorted({actor for actor, _ in waits} | set(live))
         ),
-        resources=tuple(Resource(serial, "event", None, None) for serial in sorted({resource for _, resource in waits})),
+        resources=tuple(
+            Resource(serial, "event", None, None) for serial in sorted({resource for _, resource in waits})
+        ),
         requests=tuple(RequestEdge(actor, resource, 0, 1, False, None) for actor, resource in sorted(waits)),
     )
 
