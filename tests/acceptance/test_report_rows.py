@@ -78,6 +78,7 @@ SCHEMA = {
             "name": (str, NULL),
             "created": (SITE, NULL),
             "holders": [{"actor": str, "acquired": (SITE, NULL), "since": (*NUMBER, NULL)}],
+            "detail": (str, NULL),
         }
     ],
     "edges": [[str]],
