@@ -372,9 +372,9 @@ def _items_of(work: Any, item_type: type) -> list[Any]:
     ``SimpleQueue`` in C has no way to look into it but the collector's: a list up to 3.12, the items themselves since.
     """
     inner = getattr(work, "__dict__", {})
-    containers = [inner.get("queue"), inner.get("_queue"), *gc.get_referents(work)]
+    referents = [inner.get("queue"), inner.get("_queue"), *gc.get_referents(work)]
     found: list[Any] = []
-    for one in containers:
+    for one in {id(one): one for one in referents}.values():  # from 3.13 on an instance's attributes are among them
         if isinstance(one, (list, deque)):
             found += [item for item in list(one)[:_QUEUE_LIMIT] if isinstance(item, item_type)]
         elif isinstance(one, item_type):
