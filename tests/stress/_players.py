@@ -37,29 +37,31 @@ class MismatchError(Exception):
 class Worker:
     """One thread of a program, and its gate."""
 
-    def __init__(self, name: str, function: Any, args: tuple[Any, ...] = ()) -> None:
+    def __init__(self, function: Any) -> None:
         from concagent import _real
 
         self.function = function
-        self.args = args
         self.go = _real.allocate_lock()
         self.go.acquire()
         self.at = -1  # number of the gate where it was last
         self.arrived = False
         self.stop = False
         self.is_late = False  # its time is up
-        self.wake: Any = None  # the lock in which it waits for another's end, see `joinable`
+        self.wake: Any = None  # the lock in which it waits for another's end, see `make_joins_wakeable`
         self.joiners: list[Any] = []
         self.record: Any = None
         self.failure: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread: Any = None
 
-    def _run(self) -> None:
+    def make_thread(self, name: str, args: tuple[Any, ...] = ()) -> None:
+        self.thread = threading.Thread(target=self.play, args=args, name=name, daemon=True)
+
+    def play(self, *args: Any) -> None:
+        """Be the function of the program."""
         from concagent import core
 
         self.record = core.current_record()
         workers[self.record.ident] = self
-        args, self.args = self.args, ()
         try:
             self.function(*args)
         except Stop:
@@ -85,6 +87,25 @@ class Worker:
 
         core.forget_record(self.record)
         workers.pop(self.record.ident, None)
+
+
+class Task(Worker):
+    """A task of a thread pool."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self.returned = False
+
+    def play(self, *args: Any) -> None:
+        self.thread = threading.current_thread()
+        super().play(*args)
+        self.returned = True
+
+    def is_gone(self) -> bool:
+        """Return whether the task is done, and its worker at rest: idle, in another task, or gone."""
+        if not self.returned:
+            return False
+        return workers.get(self.record.ident) is not self or super().is_gone() or is_idle(self.record.ident)
 
 
 workers: dict[int, Worker] = {}
@@ -113,10 +134,10 @@ def make_joins_wakeable() -> None:
             joiner.wake.acquire()
             awaited.joiners.append(joiner.wake)
             joiner.wake.acquire()
+            joiner.wake = None
             if joiner.stop:
                 raise Stop
             if joiner.is_late:
-                awaited.joiners.remove(joiner.wake)
                 return
         original(self, timeout)
 
@@ -132,7 +153,19 @@ def is_parked(ident: int) -> bool:
     if file.startswith("<program"):
         return True  # a core in C has no frame
     line = linecache.getline(file, frame.f_lineno)
-    return any(call in line for call in (".acquire(", ".__enter__(", "_acquire_restore(", ".join("))
+    return any(call in line for call in (".acquire(", ".__enter__(", "_acquire_restore(", ".join(", ".get("))
+
+
+def is_idle(ident: int) -> bool:
+    """Return whether a worker of a thread pool waits for its next task."""
+    frame = sys._current_frames().get(ident)
+    while frame is not None and frame.f_code.co_name != "_worker":
+        if frame.f_code.co_filename.endswith(("thread.py", "_players.py")):
+            return False  # still in a task
+        frame = frame.f_back
+    return frame is not None and "work_queue.get(block=True)" in linecache.getline(
+        frame.f_code.co_filename, frame.f_lineno
+    )
 
 
 def wait_until(is_so: Callable[[], Any]) -> bool:

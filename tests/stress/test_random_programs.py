@@ -226,8 +226,9 @@ class Run:
         names = {"Lock": threading.Lock, "RLock": threading.RLock, "gate": gate, "release": release, "never": False}
         self.names: dict[str, Any] = names
         exec(compile(source_of(program), program.file, "exec"), names)
-        self.workers = [Worker(f"{program.seed}.{n}", names[f"thread{n}"]) for n in range(program.threads)]
+        self.workers = [Worker(names[f"thread{n}"]) for n in range(program.threads)]
         for number, worker in enumerate(self.workers):
+            worker.make_thread(f"{program.seed}.{number}")
             names[f"t{number}"] = worker.thread
 
     def play(self) -> None:

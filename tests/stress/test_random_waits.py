@@ -7,8 +7,9 @@ scheduler wants them to.  At random halts, and when nobody can move any more, th
 - a thread that a proven finding names must be blocked in all of them: the agent may be less sure than the oracle, never
   surer;
 - when nobody can move any more, each thread in a wait without a time-out must be named by a finding, a proven one if nobody
-  is alive.  Those of whom a ring or an orphaned lock was told count as alive for the rest: who waits for what they would have
-  done is a consequence, and need not be named.
+  is alive.  Those of whom a deadlock or an orphaned lock was told count as alive for the rest: who waits for what they would
+  have done is a consequence, and need not be named; nor who came to wait behind them later.  A pool's worker that has nothing to
+  do is alive, unless the agent knows that it waits.
 
 The agent has no thread here: the scheduler calls its judge, does not wait for ticks, and is one of the agent's threads as long
 as it runs, so that threads at their gates are all that is alive.
@@ -27,6 +28,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _players import (
     PATIENCE_SECONDS,
     MismatchError,
+    Task,
     Worker,
     gate,
     is_parked,
@@ -44,7 +47,7 @@ from _players import (
     wait_until,
     workers,
 )
-from waits_oracle import END, GATE, RETAKE, WAIT, State
+from waits_oracle import END, GATE, QUEUED, RETAKE, UNBORN, WAIT, State
 from waits_programs import Program, make_program
 
 if TYPE_CHECKING:
@@ -124,12 +127,14 @@ class Run:
         self.program = program
         self.machine = program.machine
         self.state: State = self.machine.begin()
+        self.futures: dict[int, Any] = {}
         names = {
             name: getattr(threading, name) for name in ("Lock", "RLock", "Condition", "Semaphore", "Event", "Barrier")
         }
         names |= {"BoundedSemaphore": threading.BoundedSemaphore, "BrokenBarrierError": threading.BrokenBarrierError}
         names |= {"Queue": queue.Queue, "Empty": queue.Empty, "Full": queue.Full, "TimeUp": TimeUp}
-        names |= {"gate": gate, "quiet": quiet}
+        names |= {"ThreadPoolExecutor": futures.ThreadPoolExecutor, "TimeoutError": futures.TimeoutError}
+        names |= {"gate": gate, "quiet": quiet, "futures": self.futures}
         self.workers: list[Worker] = []
         self._waiters: dict[int, Any] = {}  # actor -> the lock in which a condition has him wait
         self._begin(names)
@@ -144,14 +149,20 @@ class Run:
         if self.program.is_global:
             names.update({self.program.name(number): thing for number, thing in enumerate(things)})
         for number, uses in enumerate(self.program.uses):
-            given = () if self.program.is_global else tuple(things[thing] for thing in uses)
-            worker = Worker(f"{self.program.seed}.{number}", names[f"thread{number}"], given)
-            names[f"t{number}"] = worker.thread
+            function = names[f"actor{number}"]
+            if self.machine.pools[number] < 0:
+                worker = Worker(function)
+                worker.make_thread(f"{self.program.seed}.{number}", tuple(things[thing] for thing in uses))
+                names[f"t{number}"] = worker.thread
+            else:
+                worker = Task(function)
+                names[f"actor{number}"] = worker.play
             self.workers.append(worker)
 
     def start(self) -> None:
         for worker in self.workers:
-            worker.thread.start()
+            if worker.thread is not None:
+                worker.thread.start()
         self._settle([self.state])
 
     def move(self, actor: int, late: bool) -> None:
@@ -185,6 +196,8 @@ class Run:
     def _condition(self, actor: int) -> Any:
         """Return the condition that an actor waits on, None for a lock or a thread."""
         op = self.machine.op(self.state, actor)
+        if op.what == "result":
+            return self.futures[op.thing]._condition
         reference = self._things[op.thing] if op.what != "join" else None
         thing = reference() if reference is not None else None
         if op.what == "acquire" and not hasattr(thing, "_cond"):
@@ -215,6 +228,8 @@ class Run:
 
     def _is_at(self, actor: int, state: State, at: int, phase: int) -> bool:
         worker = self.workers[actor]
+        if phase in (UNBORN, QUEUED):
+            return not worker.arrived
         if phase == END:
             return worker.is_gone()
         if phase == GATE:
@@ -233,6 +248,9 @@ class Run:
         op = self.machine.op(state, actor)
         if op.what == "join":
             return cell is agent_state.thread_cell(self.workers[op.thing].thread)
+        if op.what == "result":
+            future = self.futures[op.thing]
+            return cell in (agent_state.existing_cell(future), agent_state.existing_cell(future._condition))
         thing = self.machine.things[op.thing]
         if thing.kind == "condition" and (phase == RETAKE or op.what == "acquire"):
             if thing.lock != op.thing:
@@ -254,8 +272,11 @@ class Run:
         stop = DeadlockError("end of the program", None)  # nothing else ends the wait for a condition's lock
         for worker in self.workers:
             worker.stop = True
+        for pool in self._alive_things():
+            if isinstance(pool, futures.ThreadPoolExecutor):
+                pool.shutdown(wait=False, cancel_futures=True)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while alive := [worker for worker in self.workers if worker.thread.is_alive()]:
+        while alive := [worker for worker in self.workers if worker.thread is not None and worker.thread.is_alive()]:
             for worker in alive:
                 wait = worker.record.waiting()
                 if worker.arrived:
@@ -265,20 +286,24 @@ class Run:
             self._loosen()
             time.sleep(0.0001)
             if time.monotonic() > deadline:
-                waits = [(worker.thread.name, worker.arrived, worker.record.waiting()) for worker in alive]
+                waits = [
+                    (number, worker.arrived, worker.record.waiting()) for number, worker in enumerate(self.workers)
+                ]
                 raise MismatchError(f"threads do not end in state {self.state}: {waits}")
-        if not wait_until(lambda: all(worker.is_gone() for worker in self.workers)):
+        played = [worker for worker in self.workers if worker.record is not None]
+        if not wait_until(lambda: all(worker.record.ended for worker in played)):
             raise MismatchError("the agent does not see that threads have ended")
-        for worker in self.workers:
+        for worker in played:
             worker.forget()
         state.take_events()
 
+    def _alive_things(self) -> list[Any]:
+        things = [reference() for reference in self._things if reference is not None]
+        return [thing for thing in things if thing is not None]
+
     def _loosen(self) -> None:
         """Let everybody go on who waits on a condition."""
-        for reference in self._things:
-            thing = reference() if reference is not None else None
-            if thing is None:
-                continue
+        for thing in [*self._alive_things(), *self.futures.values()]:
             values = {"_value": 10**6, "_flag": True, "_state": -2, "maxsize": 10**9, "unfinished_tasks": 0}
             for name, value in values.items():
                 if name in thing.__dict__:
@@ -294,8 +319,8 @@ class Run:
         from concagent import core, state
 
         me = core.current_record()
-        for reference in self._things:
-            for condition in _conditions(reference() if reference is not None else None):
+        for thing in [*self._alive_things(), *self.futures.values()]:
+            for condition in _conditions(thing):
                 cell = state.existing_cell(condition)
                 if cell is not None:
                     cell.signallers.pop(me, None)
@@ -305,11 +330,16 @@ def _conditions(thing: Any) -> list[Any]:
     """Return what one waits on who waits for this."""
     if isinstance(thing, threading.Condition):
         return [thing]
-    names = ("_cond", "not_empty", "not_full", "all_tasks_done")
+    names = ("_cond", "_condition", "not_empty", "not_full", "all_tasks_done")
     return [getattr(thing, name) for name in names if hasattr(thing, name)]
 
 
 # ---------------------------------------------------------------- comparing
+
+
+def _is_alive_and_idle(worker: Worker) -> bool:
+    """Return whether a pool's worker has nothing to do, and the agent does not know."""
+    return isinstance(worker, Task) and worker.returned and worker.thread.is_alive() and not worker.record.waiting()
 
 
 class Check:
@@ -349,7 +379,9 @@ class Check:
         self.tally["halts"] += 1
         self.run.unlearn()
         proven = set()
-        numbers = {worker.record.serial: number for number, worker in enumerate(self.run.workers)}
+        phases = [phase for _, phase in self.run.state[0]]
+        there = [number for number, phase in enumerate(phases) if phase in (GATE, WAIT, RETAKE)]
+        numbers = {self.run.workers[number].record.serial: number for number in there}
         for finding in self.asker.ask():
             actors = {
                 numbers.get(int(a.id.rpartition("t")[2])) for a in finding.actors if a.role in ("member", "behind")
@@ -357,7 +389,7 @@ class Check:
             actors = {actor for actor in actors if actor is not None}
             if finding.kind in BLOCKED and actors:
                 self.tally[f"{finding.confidence} {finding.kind}"] += 1
-                self.told_rings |= finding.kind != "stall"
+                self.told_rings |= finding.kind != "stall" and finding.confidence == "proven"
                 proven |= self._note(finding, actors)
         waiting = self.run.machine.waiting(self.run.state, timed=False)
         if not proven <= waiting:
@@ -389,7 +421,7 @@ class Check:
     def _compare_end(self) -> None:
         """Nobody can move: those without a time-out are named."""
         run = self.run
-        alive = bool(run.machine.waiting(run.state, timed=True))
+        alive = any(map(_is_alive_and_idle, run.workers))
         waiting = run.machine.waiting(run.state, timed=False)
         self.tally["stuck"] += len(waiting)
         self.tally["silent programs"] += not waiting
@@ -399,7 +431,7 @@ class Check:
             confidence = self._confidence(actor)
             if confidence == "proven":
                 continue
-            if confidence is None and self.told_rings:
+            if self.told_rings:
                 self.tally["consequences"] += 1
             elif not alive:
                 raise MismatchError(
@@ -408,8 +440,8 @@ class Check:
 
     def _label(self, actor: int) -> str:
         op = self.run.machine.op(self.run.state, actor)
-        if op.what == "join":
-            return "join"
+        if op.what in ("join", "result"):
+            return op.what
         thing = self.run.machine.things[op.thing].kind
         inside = thing == "condition" and (op.what == "acquire" or self.run.state[0][actor][1] == RETAKE)
         return "rlock" if inside else thing

@@ -1,9 +1,10 @@
 """What a small program of threads can do, in all orders: the oracle of ``test_random_waits.py``.
 
-It knows what Python's locks, conditions, semaphores, events, barriers, queues and joins do, and nothing of how the agent works.
-A program's code is flat: each actor has a list of operations, and the state says for each actor before which of them it
-stands or in which it waits.  Where Python leaves open who is woken, the oracle takes each of them in turn; a wait with a
-time-out can end at any moment.  So what `stuck` finds to be blocked can be freed by no continuation of the program.
+It knows what Python's locks, conditions, semaphores, events, barriers, queues, joins and thread pools do, and nothing of how the
+agent works.  A program's code is flat: each actor, a thread or a task of a pool, has a list of operations, and the state says
+for each actor before which of them it stands or in which it waits.  Where Python leaves open who is woken, the oracle takes each
+of them in turn; a wait with a time-out can end at any moment.  So what `stuck` finds to be blocked can be freed by no
+continuation of the program.
 
 States are tuples, since the search remembers them.  An operation is one step: whoever it wakes has gone on as far as he
 comes without an operation of his own, as in the real program between two openings of a gate.
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-GATE, WAIT, RETAKE, END = range(4)  # stands before an operation; waits in it; takes a condition's lock again; is gone
+# Stands before an operation; waits in it; takes a condition's lock again; is gone; is not submitted yet; lies in a pool's queue.
+GATE, WAIT, RETAKE, END, UNBORN, QUEUED = range(6)
 FREE = (-1, 0)  # (holder, depth) of a lock
 LOCKS = ("lock", "rlock", "signal", "condition")  # kinds that can be taken by one
 
-Actors = tuple[tuple[int, int], ...]  # (number of the operation, one of the four above)
+Actors = tuple[tuple[int, int], ...]  # (number of the operation, one of the six above)
 State = tuple[Actors, tuple[Any, ...]]  # and the value of each object, see `Program.begin`
 
 
@@ -29,19 +31,21 @@ State = tuple[Actors, tuple[Any, ...]]  # and the value of each object, see `Pro
 class Thing:
     """An object of a program.
 
-    ``size`` is the number of a semaphore's permits, a barrier's parties, or of the items that a queue has room for (0: any
-    number).  ``lock`` is the number of the mutex that a condition shares, its own number if it has one of its own.
+    ``size`` is the number of a semaphore's permits, a barrier's parties, a pool's workers, or of the items that a queue has room
+    for (0: any number).  ``lock`` is the number of the mutex that a condition shares, its own number if it has one of its own.
     """
 
     kind: str
     size: int = 0
     lock: int = -1
-    reentrant: bool = False
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: what, on which object (or thread), how many, where to go on after a failure, whether it gives up."""
+    """One operation: what, on which object (or actor), how many, where to go on after a failure, whether it gives up.
+
+    To submit, ``thing`` is the pool and ``number`` the task.
+    """
 
     what: str
     thing: int
@@ -52,16 +56,18 @@ class Op:
 
 @dataclass(frozen=True)
 class Machine:
-    """Objects, and each actor's code."""
+    """Objects, and each actor's code; ``pools`` has the number of its pool for each actor, -1 for a thread."""
 
     things: tuple[Thing, ...]
     code: tuple[tuple[Op, ...], ...]
+    pools: tuple[int, ...]
 
     def begin(self) -> State:
         """Return the state in which everybody stands at his first gate."""
         first = {"semaphore": lambda t: t.size, "bounded": lambda t: t.size, "event": lambda _: False}
         first |= {"barrier": lambda _: True, "queue": lambda _: (0, 0), "condition": lambda _: (FREE, ())}
-        actors = tuple((0, GATE if code else END) for code in self.code)
+        first |= {"simplequeue": lambda _: (0, 0), "pool": lambda _: ()}
+        actors = tuple((0, GATE if pool < 0 else UNBORN) for pool in self.pools)
         return actors, tuple(first.get(t.kind, lambda _: FREE)(t) for t in self.things)
 
     def op(self, state: State, actor: int) -> Op:
@@ -157,6 +163,8 @@ class _Step:
         self.actors[actor] = to, END if ends else GATE
         if ends:
             self._wake_all("join", actor)
+            self._wake_all("result", actor)
+            self._serve_pool(self.machine.pools[actor])
 
     def _wake_all(self, what: str, thing: int) -> None:
         for actor in self._waiters(what, thing):
@@ -356,6 +364,32 @@ class _Step:
 
     def _join(self, actor: int, op: Op) -> None:
         if self.actors[op.thing][1] == END:
+            self._go_on(actor)
+        else:
+            self._wait(actor)
+
+    # -------------------------------------------------------- pools
+
+    def _submit(self, actor: int, op: Op) -> None:
+        self._wait(op.number, QUEUED)
+        self.values[op.thing] += (op.number,)
+        self._go_on(actor)
+        self._serve_pool(op.thing)
+
+    def _serve_pool(self, pool: int) -> None:
+        """Let workers that are free begin with what was submitted first; values are the tasks in the queue."""
+        if pool < 0:
+            return
+        busy = sum(
+            self.machine.pools[actor] == pool and phase in (GATE, WAIT, RETAKE)
+            for actor, (_, phase) in enumerate(self.actors)
+        )
+        for task in self.values[pool][: max(0, self.machine.things[pool].size - busy)]:
+            self.values[pool] = self.values[pool][1:]
+            self._wait(task, GATE)
+
+    def _result(self, actor: int, op: Op) -> None:
+        if self.actors[op.thing][1] in (END, UNBORN):  # who finds no future waits for none
             self._go_on(actor)
         else:
             self._wait(actor)

@@ -2,7 +2,7 @@
 
 What holds by convention, and the agent takes for granted (ARCHITECTURE, "what counts as proof"), holds here: a mutex is released
 by its holder alone.  A program may have one Lock that is no mutex but a signal: taken bare, released by anybody.  Conditions
-are waited for, and notified, in a ``with``.  A bounded semaphore gets back what was taken.
+are waited for, and notified, in a ``with``.  A bounded semaphore gets back what was taken.  Nobody cancels a future.
 
 In half of the programs the objects are globals; in the others each thread is given those that it uses, and nobody else refers
 to them.
@@ -29,6 +29,7 @@ KINDS = {
     "event": 2,
     "barrier": 1,
     "queue": 3,
+    "pool": 2,
 }
 STYLES = {"with": 5, "try": 2, "later": 2, "timed": 1, "attempt": 1, "forget": 1}
 TIMED = 0.15  # share of the waits that give up by themselves
@@ -38,13 +39,13 @@ EVERYBODY = 99  # is notified
 
 @dataclass(frozen=True)
 class Program:
-    """What is run, and what the oracle is told."""
+    """What is run, and what the oracle is told.  Each thread or task is a function, ``actor`` with its number."""
 
     seed: int
     machine: Machine
     source: str
     is_global: bool
-    uses: tuple[tuple[int, ...], ...]  # of each thread: numbers of the objects
+    uses: tuple[tuple[int, ...], ...]  # of each actor: numbers of the objects that it is given
 
     @property
     def file(self) -> str:
@@ -54,25 +55,53 @@ class Program:
         return f"{self.machine.things[thing].kind}{thing}"
 
 
+@dataclass
+class _Plan:
+    """What the actors of a program have in common.
+
+    ``homes`` has the number of its pool for each actor, -1 for a thread.  ``unsubmitted`` knows the tasks that nobody submits
+    yet, with the objects that they use.
+    """
+
+    chance: random.Random
+    things: tuple[Thing, ...]
+    homes: list[int]
+    timed: float
+    is_global: bool
+    unsubmitted: dict[int, set[int]]
+
+    def name(self, thing: int) -> str:
+        return f"{self.things[thing].kind}{thing}"
+
+    def given(self, uses: set[int]) -> list[str]:
+        """Return the arguments of an actor that uses these objects."""
+        return [] if self.is_global else [self.name(thing) for thing in sorted(uses)]
+
+
 def make_program(seed: int) -> Program:
     chance = random.Random(seed)
     things = _make_things(chance)
-    threads = chance.randint(2, 4)
-    timed = chance.choice((0, 0, TIMED))
-    writers = [_Writer(things, threads, thread, chance, timed) for thread in range(threads)]
-    for writer in writers:
-        writer.write_block(0, chance.randint(1, 6))
-    is_global = chance.random() < 0.5
-    names = [f"{thing.kind}{number}" for number, thing in enumerate(things)]
+    pools = [number for number, thing in enumerate(things) if thing.kind == "pool"]
+    homes = [-1] * chance.randint(2, 3 if pools else 4)
+    homes += [chance.choice(pools) for _ in range(chance.randint(1, 3) if pools else 0)]
+    plan = _Plan(chance, things, homes, chance.choice((0, 0, TIMED)), chance.random() < 0.5, {})
+    writers = []
+    for actor in reversed(range(len(homes))):  # so a task is submitted by a thread, or by a task with a lower number
+        writer = _Writer(plan, actor)
+        while not writer.ops:
+            writer.write_block(0, chance.randint(1, 6 if homes[actor] < 0 else 3))
+        if homes[actor] >= 0:
+            plan.unsubmitted[actor] = writer.uses
+        writers.insert(0, writer)
     lines = ["def make():"]
-    lines += [f"    {name} = {_constructor(thing, names)}" for name, thing in zip(names, things, strict=True)]
-    lines += [f"    return [{', '.join(names)}]"]
-    for thread, writer in enumerate(writers):
-        given = "" if is_global else ", ".join(names[thing] for thing in sorted(writer.uses))
-        lines += ["", "", f"def thread{thread}({given}):", *("    " + line for line in writer.lines)]
-    machine = Machine(things, tuple(tuple(writer.ops) for writer in writers))
-    uses = tuple(tuple(sorted(writer.uses)) for writer in writers)
-    return Program(seed, machine, "\n".join(lines) + "\n", is_global, uses)
+    lines += [f"    {plan.name(number)} = {_constructor(thing, plan)}" for number, thing in enumerate(things)]
+    lines += [f"    return [{', '.join(plan.name(number) for number in range(len(things)))}]"]
+    for actor, writer in enumerate(writers):
+        given = ", ".join(plan.given(writer.uses))
+        lines += ["", "", f"def actor{actor}({given}):", *("    " + line for line in writer.lines)]
+    machine = Machine(things, tuple(tuple(writer.ops) for writer in writers), tuple(homes))
+    uses = tuple(() if plan.is_global else tuple(sorted(writer.uses)) for writer in writers)
+    return Program(seed, machine, "\n".join(lines) + "\n", plan.is_global, uses)
 
 
 def _make_things(chance: random.Random) -> tuple[Thing, ...]:
@@ -82,33 +111,30 @@ def _make_things(chance: random.Random) -> tuple[Thing, ...]:
         if kind == "signal" and any(thing.kind == "signal" for thing in things):
             kind = "event"
         mutexes = [other for other, thing in enumerate(things) if thing.kind in ("lock", "rlock")]
-        sizes = {"semaphore": (0, 2), "bounded": (1, 2), "barrier": (2, 3), "queue": (0, 2)}
+        sizes = {"semaphore": (0, 2), "bounded": (1, 2), "pool": (1, 2), "barrier": (2, 3), "queue": (0, 2)}
         size = chance.randint(*sizes.get(kind, (0, 0)))
         shared = kind == "condition" and mutexes and chance.random() < 0.5
         things.append(Thing(kind, size, chance.choice(mutexes) if shared else number))
     return tuple(things)
 
 
-def _constructor(thing: Thing, names: list[str]) -> str:
+def _constructor(thing: Thing, plan: _Plan) -> str:
     if thing.kind == "condition":
-        shared = names[thing.lock]
+        shared = plan.name(thing.lock)
         return "Condition()" if shared.startswith("condition") else f"Condition({shared})"
     size = f"{thing.size}" if thing.size or thing.kind == "semaphore" else ""
-    types = {"rlock": "RLock", "signal": "Lock", "bounded": "BoundedSemaphore"}
+    types = {"rlock": "RLock", "signal": "Lock", "bounded": "BoundedSemaphore", "pool": "ThreadPoolExecutor"}
     return f"{types.get(thing.kind, thing.kind.title())}({size})"
 
 
 class _Writer:
-    """Writes one thread's code, for Python and for the oracle."""
+    """Writes one actor's code, for Python and for the oracle."""
 
-    def __init__(
-        self, things: tuple[Thing, ...], threads: int, thread: int, chance: random.Random, timed: float
-    ) -> None:
-        self.things = things
-        self.threads = threads
-        self.thread = thread
-        self.chance = chance
-        self.timed = timed
+    def __init__(self, plan: _Plan, actor: int) -> None:
+        self.plan = plan
+        self.actor = actor
+        self.chance = plan.chance
+        self.things = plan.things
         self.ops: list[Op] = []
         self.lines: list[str] = []
         self.uses: set[int] = set()
@@ -149,10 +175,10 @@ class _Writer:
             write(number, name)
 
     def _is_timed(self) -> bool:
-        return self.chance.random() < self.timed
+        return self.chance.random() < self.plan.timed
 
     def _write_hold(self, number: int, name: str, depth: int) -> None:
-        styles = dict(STYLES) if self.timed else {**STYLES, "timed": 0}
+        styles = dict(STYLES) if self.plan.timed else {**STYLES, "timed": 0}
         if self.things[number].kind == "condition":
             styles = {"with": 1}  # who waits in it, or notifies, must have its lock
             self.uses.add(self.things[number].lock)
@@ -233,9 +259,26 @@ class _Writer:
         else:
             self._step(op, f"{name}.{what}({'1' if what == 'put' else ''})")
 
+    def _write_pool(self, number: int, name: str) -> None:
+        tasks = [task for task, home in enumerate(self.plan.homes) if home == number]
+        mine = [task for task in tasks if task in self.plan.unsubmitted]
+        if mine and self.chance.random() < 0.7:
+            task = self.chance.choice(mine)
+            uses = self.plan.unsubmitted.pop(task)
+            self.uses |= uses
+            given = ", ".join([f"actor{task}", *self.plan.given(uses)])
+            self._step(Op("submit", number, task), f"futures[{task}] = {name}.submit({given})")
+        elif tasks:
+            task, timed = self.chance.choice(tasks), self._is_timed()
+            lines = [f"if {task} in futures:", f"    futures[{task}].result()"]
+            if timed:
+                lines = ["try:", f"    {lines[0]}", f"        futures[{task}].result(timeout=1000)"]
+                lines += ["except TimeoutError:", "    pass"]
+            self._step(Op("result", task, timed=timed), *lines)
+
     def _write_join(self) -> None:
-        later = self.thread + 1 < self.threads and self.chance.random() < 0.9
-        others = range(self.thread + 1 if later else 0, self.threads)  # rings of joins stay for ever: let there be few
-        other = self.chance.choice([one for one in others if one != self.thread])
+        others = [actor for actor, home in enumerate(self.plan.homes) if home < 0 and actor != self.actor]
+        later = [actor for actor in others if actor > self.actor]
+        other = self.chance.choice(later if later and self.chance.random() < 0.9 else others)
         timed = self._is_timed()
         self._step(Op("join", other, timed=timed), f"t{other}.join({'1000' * timed})")
