@@ -20,6 +20,7 @@ from concagent.errors import ConcagentError, ConfigError, PatchError
 from concagent.monitor import Monitor, wait_until_gone
 from concagent.openings import Openings
 from concagent.reporting import write_stderr
+from concagent.tasksource import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +131,7 @@ class Agent:
         self.openings = Openings(on_unclosed=self._wake)
         self.monitor = Monitor(config, _read_suppressions(config.suppressions))
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
+        self._tasks = Tasks()
         self._leaks: LeakWatch | None = None
         self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
@@ -368,6 +370,9 @@ class Agent:
             self.monitor.tick_hooks.append(self._look_for_leaks)
         self._patches.apply()
         self._undo.append(("patches", self._patches.restore))
+        if "asyncio" in families:
+            state.add_source(self._tasks)
+            self._undo.append(("tasks", lambda: state.remove_source(self._tasks)))
         if self._adoption is not None:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)

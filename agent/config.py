@@ -33,7 +33,7 @@ from concagent.errors import ConfigError
 from concagent.words import KINDS
 
 PREFIX: Final = "CONCAGENT_"
-FAMILIES: Final = ("locks", "sync", "threads", "files")
+FAMILIES: Final = ("locks", "sync", "threads", "files", "asyncio")
 
 # A century is as good as for ever, and every clock and timeout can still take it.
 MAX_SECONDS: Final = 100 * 365 * 24 * 3600.0

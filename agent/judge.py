@@ -25,6 +25,7 @@ from concagent import _real, core, forks, graph, recovery, snapshots, state, sup
 from concagent.detectors import deadlock, forked, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
+from concagent.model import serial_of
 from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
 
 if TYPE_CHECKING:
@@ -242,10 +243,21 @@ class Judge:
         self._forget_told(frozenset((edge.actor, edge.epoch) for edge in picture.requests))
         for serial, epoch in list(self._pending):
             self._judge_ring(serial, epoch)
+        self._look_at_task_rings(picture)
         self._stalls.look(picture, now_ns)
         self._look_for_slow(picture)
         if any(actor.state == "ended" for actor in picture.actors):
             self._look_for_orphans()
+
+    def _look_at_task_rings(self, picture: Snapshot) -> None:
+        """Report rings with tasks: no walk finds them, since a task that begins to wait does not tell us."""
+        futures = {resource.serial for resource in picture.resources if resource.kind == "future"}
+        for ring in graph.find_rings(picture):
+            with_tasks = max(ring) > state.ACTOR_SERIALS or any(
+                edge.resource in futures for edge in picture.requests if edge.actor in ring
+            )
+            if with_tasks and deadlock.ring_is_closed(picture, ring):
+                self._publish_ring(ring, picture)
 
     def _look_for_slow(self, picture: Snapshot) -> None:
         config = self.config
@@ -260,7 +272,7 @@ class Judge:
     def _publish_slow(self, found: list[tuple[tuple[int, int], Finding]], told: set[tuple[int, int]]) -> None:
         if not found:
             return
-        wanted = frozenset(int(a.id.rpartition("t")[2]) for _, finding in found for a in finding.actors)
+        wanted = frozenset(serial_of(a.id) for _, finding in found for a in finding.actors)
         stacks = {a.id: a.stack for a in snapshots.take(stacks=wanted, stack_limit=self.config.stack_depth).actors}
         for key, finding in found:
             told.add(key)
@@ -311,7 +323,7 @@ class Judge:
         picture = snapshots.take(stacks=serials | ended, stack_limit=self.config.stack_depth)
         epochs = epochs_of(judged)
         for finding in orphan.orphan_findings(picture, serials):
-            members = {int(a.id.rpartition("t")[2]) for a in finding.actors if a.role == "member"}
+            members = {serial_of(a.id) for a in finding.actors if a.role == "member"}
             keys = {(s, epochs[s]) for s in members if s in epochs}
             self._told_orphans |= keys
             self._told_waits |= keys

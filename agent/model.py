@@ -82,8 +82,13 @@ class Actor:
 
     @property
     def id(self) -> str:
-        """Return the actor's name in findings, ``PID/tSERIAL``."""
-        return f"{self.pid}/t{self.serial}"
+        """Return the actor's name in findings, ``PID/tSERIAL``, of an asyncio task ``PID/aSERIAL``."""
+        return f"{self.pid}/{'a' if self.type == 'task' else 't'}{self.serial}"
+
+
+def serial_of(actor_id: str) -> int:
+    """Return the serial in an actor's id."""
+    return int(actor_id.rpartition("/")[2][1:])
 
 
 @dataclass(frozen=True, slots=True)

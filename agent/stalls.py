@@ -20,6 +20,7 @@ Invariants J1 all fields are written by the monitor's thread.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -175,6 +176,12 @@ def has_signal_handlers() -> bool:
     """Return whether the program has Python signal handlers of its own (Ctrl-C's default one does not count)."""
     for number in signal.valid_signals():
         handler = _real.get_signal(number)
-        if callable(handler) and handler is not signal.default_int_handler:
+        if callable(handler) and handler is not signal.default_int_handler and not _is_asyncios(handler):
             return True
     return False
+
+
+def _is_asyncios(handler: Any) -> bool:
+    """Return whether this is the handler by which ``asyncio.run`` turns Ctrl-C into the end of its task."""
+    runner = getattr(getattr(sys.modules.get("asyncio.runners"), "Runner", None), "_on_sigint", None)
+    return runner is not None and getattr(getattr(handler, "func", None), "__func__", None) is runner

@@ -39,15 +39,18 @@ ENDED_BY: Final = {
     "thread": "holder",
     "process": "holder",
     "task": "holder",
+    "asyncio-lock": "holder",
     "import-lock": "holder",
     "file-lock": "holder",
     "mp-lock": "holder",
     "mp-rlock": "holder",
     "semaphore": "any-holder",
+    "asyncio-semaphore": "any-holder",
     "mp-semaphore": "any-holder",
     "pool": "any-holder",
     "pipe": "any-holder",
     "barrier": "parties",
+    "asyncio-barrier": "parties",
     "mp-barrier": "parties",
 }
 # The detail of a queue at which the threads of a pool wait for work: they are part of the pool, and no program waits for them.

@@ -42,6 +42,11 @@ _WAITING_MODULES: Final = (
     "<frozen importlib._bootstrap>",
     "<frozen importlib._bootstrap_external>",
     "/importlib/_bootstrap.py",
+    "/asyncio/locks.py",
+    "/asyncio/queues.py",
+    "/asyncio/tasks.py",
+    "/asyncio/taskgroups.py",
+    "/asyncio/timeouts.py",
 )
 
 KIND_WORDS: Final[Mapping[str, str]] = {
@@ -55,6 +60,13 @@ KIND_WORDS: Final[Mapping[str, str]] = {
     "mp-event": "multiprocessing event",
     "mp-barrier": "multiprocessing barrier",
     "mp-queue": "multiprocessing queue",
+    "asyncio-lock": "asyncio lock",
+    "asyncio-semaphore": "asyncio semaphore",
+    "asyncio-condition": "asyncio condition",
+    "asyncio-event": "asyncio event",
+    "asyncio-barrier": "asyncio barrier",
+    "asyncio-queue": "asyncio queue",
+    "event-loop": "event loop",
 }
 # Things that somebody *is* rather than holds.
 LIVING_KINDS: Final = frozenset({"thread", "process", "task"})

@@ -70,10 +70,12 @@ _MAKING_WORDS: Final = {
     "process": "started",
     "memory": "allocated",
 }
-_SEMAPHORES: Final = frozenset({"semaphore", "bounded-semaphore", "mp-semaphore"})
-_SIGNALS: Final = frozenset({"event", "condition", "mp-event", "mp-condition"})
-_QUEUES: Final = frozenset({"queue", "mp-queue"})
-_LOCKS: Final = frozenset({"lock", "rlock", "import-lock", "file-lock", "mp-lock", "mp-rlock", "resource"})
+_SEMAPHORES: Final = frozenset({"semaphore", "bounded-semaphore", "mp-semaphore", "asyncio-semaphore"})
+_SIGNALS: Final = frozenset({"event", "condition", "mp-event", "mp-condition", "asyncio-event", "asyncio-condition"})
+_QUEUES: Final = frozenset({"queue", "mp-queue", "asyncio-queue"})
+_LOCKS: Final = frozenset(
+    {"lock", "rlock", "import-lock", "file-lock", "mp-lock", "mp-rlock", "asyncio-lock", "resource"}
+)
 
 _RESET: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
@@ -182,7 +184,11 @@ def render_report(
     _oldest_waits(writer, scene)
     _contended(writer, report.stats.classes)
     _held(writer, scene)
-    _threads(writer, scene, frozenset(actor for ring in rings for actor in ring))
+    in_ring = frozenset(actor for ring in rings for actor in ring)
+    tasks = [actor for actor, found in scene.actors.items() if found.type == "task"]
+    _actors(writer, scene, in_ring, "thread", [actor for actor in scene.actors if actor not in frozenset(tasks)])
+    if tasks:
+        _actors(writer, scene, in_ring, "task", tasks)
     _health(writer, report)
     return writer.text()
 
@@ -573,7 +579,8 @@ def _footer(writer: _Writer, finding: Finding, python: str | None) -> None:
 
 def _header(writer: _Writer, report: Report, scene: Scene) -> None:
     snapshot = report.snapshot
-    states = list(scene.states.values())
+    states = [scene.states[a] for a in scene.states if scene.actors[a].type != "task"]
+    tasks = len(scene.states) - len(states)
     waits = [w for a in scene.waits if (w := scene.waited(a)) is not None]
     writer.headline("CONCAGENT REPORT: who holds what and who waits for what", proven=bool(report.rings))
     process = f"pid {snapshot.pid}"
@@ -593,6 +600,8 @@ def _header(writer: _Writer, report: Report, scene: Scene) -> None:
     counts = (f"{states.count(s)} {s}" for s in ("blocked", "timed", "live", "ended"))
     shown = ", ".join(text for text in counts if not text.startswith("0 "))
     summary = f"{_plural(threads, 'thread')}: {shown}" if threads else "no threads"
+    if tasks:
+        summary += f"; {_plural(tasks, 'task')}"
     if waits:
         summary += f"; longest wait {duration(max(waits))}"
     rings = f"{_plural(len(report.rings), 'deadlock')} right now" if report.rings else "no deadlock"
@@ -689,19 +698,19 @@ def _held(writer: _Writer, scene: Scene) -> None:
         writer.line(f"  and {len(pairs) - _HELD_ROWS} more")
 
 
-def _threads(writer: _Writer, scene: Scene, in_ring: frozenset[str]) -> None:
+def _actors(writer: _Writer, scene: Scene, in_ring: frozenset[str], word: str, actors: Iterable[str]) -> None:
     groups: dict[tuple[str, tuple[StackFrame, ...]], list[str]] = {}
-    for actor, found in scene.actors.items():
-        groups.setdefault((scene.states[actor], found.stack), []).append(actor)
+    for actor in actors:
+        groups.setdefault((scene.states[actor], scene.actors[actor].stack), []).append(actor)
     order = {"blocked": 0, "timed": 1, "live": 2, "ended": 3}
-    writer.section("Threads")
+    writer.section(f"{word.capitalize()}s")
     if not groups:
         writer.line("  none")
     for (state, stack), members in sorted(groups.items(), key=lambda group: order.get(group[0][0], 4)):
         writer.line()
         if len(members) > 1:
             alike = "with this stack" if stack else "whose stack is not known"
-            writer.line(f"  {len(members)} threads {alike} ({state})")
+            writer.line(f"  {len(members)} {word}s {alike} ({state})")
         quiet = []
         for actor in members:
             telling = actor in scene.waits or scene.holds.get(actor)

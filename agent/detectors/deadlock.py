@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from concagent import graph
-from concagent.detectors.evidence import Scene, common_kind, short
+from concagent.detectors.evidence import Scene, common_kind, headcount, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,6 +35,16 @@ _INTERRUPTED_ADVICE: Final = (
 _JOIN_ADVICE: Final = (
     "Release the lock before join(), or let the thread finish without it; a thread must not join its joiner."
 )
+_LOOP_ADVICE: Final = (
+    "A call that waits stops the whole event loop, with the task that would end the wait: release a thread's lock before await, or "
+    "use asyncio.Lock; await in the loop instead of result(), and hand blocking calls to asyncio.to_thread()."
+)
+_TASK_ADVICE: Final = (
+    "Take these locks in one order in every task, or take them under one common lock; a task must not await one that awaits "
+    "it. A time limit (asyncio.timeout) makes such a deadlock end."
+)
+# What it is called to wait for somebody, and not for something.
+_VERBS: Final = {"thread": "joins", "task": "awaits", "event-loop": "waits for the event loop of"}
 
 
 def is_proven(snapshot: Snapshot, ring: Sequence[int]) -> bool:
@@ -90,6 +100,10 @@ def ring_finding(
     interrupted = len(ring) == 1 and scene.requests[ring[0]].interruption
     advice = _SELF_ADVICE if len(ring) == 1 else _JOIN_ADVICE if "thread" in kinds else _RING_ADVICE
     advice = _INTERRUPTED_ADVICE if interrupted else advice
+    if "event-loop" in kinds or (len(ring) == 1 and "future" in kinds):
+        advice = _LOOP_ADVICE
+    elif any(scene.actors[serial].type == "task" for serial in ring):
+        advice = _TASK_ADVICE
     return scene.finding(
         "deadlock",
         "suspected" if doubt else "proven",
@@ -107,18 +121,20 @@ def _ring_title(scene: Scene, ring: Sequence[int], resources: Sequence[int]) -> 
     if len(ring) == 1:
         request = scene.requests[ring[0]]
         where = f" at {short(request.site)}" if request.site else ""
-        if scene.resources[resources[0]].kind == "thread":
+        if scene.resources[resources[0]].kind in {"thread", "task"}:
             return f"self-deadlock: {actors[0]} waits for its own end{where}"
         if request.interruption:
             ran = f"{request.interruption} while holding {labels[0]}"
             return f"self-deadlock: {actors[0]} interrupted itself: {ran}, and waits for it{where}"
+        if scene.resources[resources[0]].kind == "future":
+            return f"self-deadlock: {actors[0]} waits for {labels[0]}, which only its own event loop can complete{where}"
         return f"self-deadlock: {actors[0]} waits for {labels[0]}, which it holds itself{where}"
     steps = []
     for index, actor in enumerate(actors[:3]):
         following = actors[(index + 1) % len(actors)]
-        joined = scene.resources[resources[index]].kind == "thread"
+        verb = _VERBS.get(scene.resources[resources[index]].kind)
         steps.append(
-            f"{actor} joins {following}" if joined else f"{actor} waits for {labels[index]} held by {following}"
+            f"{actor} {verb} {following}" if verb else f"{actor} waits for {labels[index]} held by {following}"
         )
     more = f", ... and {len(ring) - 3} more" if len(ring) > 3 else ""
-    return f"deadlock of {len(ring)} threads: {', '.join(steps)}{more}"
+    return f"deadlock of {headcount(scene, ring)}: {', '.join(steps)}{more}"

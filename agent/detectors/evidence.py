@@ -151,7 +151,15 @@ def common_kind(kinds: Sequence[str]) -> str:
     """Return the kind that all resources share, else the one that comes first and is not a thread."""
     if len(set(kinds)) == 1:
         return kinds[0]
-    return next((kind for kind in kinds if kind != "thread"), "lock")
+    return next((kind for kind in kinds if kind not in {"thread", "event-loop"}), "lock")
+
+
+def headcount(scene: Scene, serials: Iterable[int]) -> str:
+    """Return ``2 threads``, ``1 thread and 2 tasks``."""
+    types = [scene.actors[serial].type for serial in serials]
+    plurals = {"thread": "threads", "task": "tasks", "process": "processes"}
+    counts = [(types.count(one), one) for one in plurals]
+    return names([f"{count} {one if count == 1 else plurals[one]}" for count, one in counts if count])
 
 
 def names(values: Sequence[str], limit: int = 3) -> str:

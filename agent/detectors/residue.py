@@ -60,14 +60,15 @@ _VERBS: Final = {
 
 def verbs(resource: Resource) -> frozenset[str]:
     """Return the names of the methods that end a wait for this resource; empty where none is known."""
-    if resource.kind == "queue":
+    kind = resource.kind.removeprefix("asyncio-")
+    if kind == "queue":
         detail = resource.detail or ""
         if detail.startswith("full"):
             return frozenset({"get", "get_nowait"})
         if detail.startswith("empty"):
             return frozenset({"put", "put_nowait"})
         return frozenset({"task_done"})
-    return frozenset(_VERBS.get(resource.kind, ()))
+    return frozenset(_VERBS.get(kind, ()))
 
 
 def residue_findings(
