@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple
 
 _DEPTH: Final = 100
 _NESTING: Final = 5  # context managers made of context managers
+_CONTAINER: Final = 10_000
 _EXITS: Final = frozenset({"__aexit__", "__exit__"})
 _UNBOUND: Final = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 _WRAPPERS: Final = frozenset(
@@ -136,9 +137,24 @@ def entered(chain: list[Link]) -> list[Any]:
     return found
 
 
+def referred_to(link: Link) -> list[Any]:
+    """Return what a suspended function's variables refer to, and what lies in the containers among that."""
+    found = _referents(link)
+    for one in list(found):
+        if isinstance(one, (list, tuple, set, frozenset, dict)) and len(one) <= _CONTAINER:
+            found += gc.get_referents(one)
+        elif type(one).__name__ == "TaskGroup":
+            found += list(getattr(one, "_tasks", ()))
+    return found
+
+
+def _referents(link: Link) -> list[Any]:
+    return gc.get_referents(link.awaitable if sys.version_info >= (3, 11) else link.frame)
+
+
 def _on_stack(link: Link) -> list[Any]:
     """Return the managers whose exits lie on the value stack of a suspended function, in the order of their entry."""
-    held = gc.get_referents(link.awaitable if sys.version_info >= (3, 11) else link.frame)
+    held = _referents(link)
     found = []
     for i, one in enumerate(held):
         kind = type(one)
@@ -163,7 +179,7 @@ def _expanded(manager: Any, depth: int) -> list[Any]:
             for one in _on_stack(Link(generator, frame)):
                 inner += _expanded(one, depth - 1)
         return inner
-    if depth and issubclass(kind, contextlib._BaseExitStack):  # type: ignore[attr-defined]  # noqa: SLF001
+    if depth and issubclass(kind, contextlib._BaseExitStack):  # noqa: SLF001
         for _, callback in list(manager.__dict__.get("_exit_callbacks", ())):
             if type(callback) is MethodType and getattr(callback.__func__, "__name__", None) in _EXITS:
                 inner += _expanded(callback.__self__, depth - 1)
@@ -309,7 +325,7 @@ def coming_future_of(handle: Any) -> Any:
 def is_task(future: Any) -> bool:
     """Return whether this is a task of asyncio's own classes or of one made from them."""
     tasks = sys.modules.get("asyncio.tasks")
-    return tasks is not None and isinstance(future, (tasks.Task, tasks._PyTask))  # type: ignore[attr-defined] # noqa: SLF001
+    return tasks is not None and isinstance(future, (tasks.Task, tasks._PyTask))  # noqa: SLF001
 
 
 def task_class(task: Any) -> Any:

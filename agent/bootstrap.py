@@ -20,7 +20,7 @@ from concagent.errors import ConcagentError, ConfigError, PatchError
 from concagent.monitor import Monitor, wait_until_gone
 from concagent.openings import Openings
 from concagent.reporting import write_stderr
-from concagent.tasksource import Tasks
+from concagent.tasksource import Tasks, asyncio_is_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from concagent.exporters.log import LogSink
     from concagent.lastresort import LastResort
     from concagent.leakwatch import LeakWatch
+    from concagent.loopwatch import LoopWatch
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
     from concagent.suppressions import Suppression
@@ -132,6 +133,7 @@ class Agent:
         self.monitor = Monitor(config, _read_suppressions(config.suppressions))
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
         self._tasks = Tasks()
+        self._loops: LoopWatch | None = None
         self._leaks: LeakWatch | None = None
         self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
@@ -373,10 +375,21 @@ class Agent:
         if "asyncio" in families:
             state.add_source(self._tasks)
             self._undo.append(("tasks", lambda: state.remove_source(self._tasks)))
+            if self.config.loop_blocked:
+                self.monitor.tick_hooks.append(self._look_at_loops)
         if self._adoption is not None:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
+
+    def _look_at_loops(self, now_ns: int) -> None:
+        if self._loops is None and asyncio_is_loaded():
+            from concagent.loopwatch import LoopWatch
+
+            judge, config = self.monitor.judge(), self.config
+            self._loops = LoopWatch(config.loop_blocked, config.stack_depth, self.monitor.publish, judge.is_told)
+        if self._loops is not None:
+            self._loops.look(now_ns)
 
     def _look_for_leaks(self, now_ns: int) -> None:
         self._leak_watch().look(now_ns)

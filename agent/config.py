@@ -417,6 +417,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("long_wait", Duration(), 30.0, "Report a wait that lasts longer, once; 0 is never."),
     Option("long_hold", Duration(), 60.0, "Report a hold that lasts longer, once; 0 is never."),
     Option(
+        "loop_blocked",
+        Duration(),
+        5.0,
+        "Report an asyncio event loop that one callback keeps longer, once; 0 is never.",
+    ),
+    Option(
         "stall_after",
         Duration(),
         5.0,
@@ -515,6 +521,7 @@ class Config(NamedTuple):
     fail_on: tuple[str, ...] = _default("fail_on")
     long_wait: float = _default("long_wait")
     long_hold: float = _default("long_hold")
+    loop_blocked: float = _default("loop_blocked")
     stall_after: float = _default("stall_after")
     report_signal: str = _default("report_signal")
     report_to: Literal["stderr", "file", "both"] = _default("report_to")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 GRACE_NS: Final = 400_000_000  # for a release that comes just after the thread's end
 HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been meant for another thread to release
+_CANCEL_DOUBT: Final = "one of these tasks may be cancelled by somebody who knows it, though nobody has so far"
 _DOUBT: Final = "a thread that is still alive could release this lock, though none has so far"
 
 
@@ -258,6 +259,12 @@ class Judge:
             )
             if with_tasks and deadlock.ring_is_closed(picture, ring):
                 self._publish_ring(ring, picture)
+            elif with_tasks and self._is_old(picture, ring):
+                self._publish_ring(ring, picture, doubt=_CANCEL_DOUBT)
+
+    def _is_old(self, picture: Snapshot, ring: tuple[int, ...]) -> bool:
+        limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
+        return all(edge.since_ns <= limit_ns for edge in picture.requests if edge.actor in ring)
 
     def _look_for_slow(self, picture: Snapshot) -> None:
         config = self.config
@@ -341,6 +348,10 @@ class Judge:
     def _drain_order(self) -> None:
         for held, inner, code, lasti, thread, blocking in core.drain_order():
             self.order.add(held, inner, snapshots.call_site(code, lasti), thread, blocking)
+
+    def is_told(self, serial: int, epoch: int) -> bool:
+        """Return whether a finding speaks of this wait already; the monitor's thread only."""
+        return (serial, epoch) in self._told_waits
 
     # ------------------------------------------------------------ for readers, on any thread
 

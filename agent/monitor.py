@@ -364,7 +364,9 @@ def _handle(service: Service) -> None:
 
 def _tick_ns(config: Config) -> int:
     """Return the time between two looks: a second, less only where a threshold is less."""
-    thresholds = [int(seconds * 1e9) for seconds in (config.long_wait, config.long_hold) if seconds > 0]
+    thresholds = [
+        int(seconds * 1e9) for seconds in (config.long_wait, config.long_hold, config.loop_blocked) if seconds > 0
+    ]
     return max(SHORTEST_TICK_NS, min([TICK_NS, *(threshold // 2 for threshold in thresholds if threshold < TICK_NS)]))
 
 

@@ -31,6 +31,7 @@ from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resour
 from concagent.taskname import called
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import CodeType
 
 _PRUNE_EVERY: Final = 64
@@ -49,7 +50,7 @@ class _Entry:
 
     def __init__(self, task: Any) -> None:
         self.reference = _real.weak_reference(task)
-        self.serial = state.ACTOR_SERIALS + core.next_serial()
+        self.serial: int = state.ACTOR_SERIALS + int(core.next_serial())
         self.epoch = 0
         self.since_ns = 0
         self.waiter: Any = None
@@ -120,9 +121,11 @@ class TaskSource:
 
     def _entry(self, task: Any) -> _Entry:
         entry = self._entries.get(id(task))
-        if entry is None or entry.reference() is not task:
-            entry = self._entries[id(task)] = _Entry(task)
-        return entry
+        if entry is not None and entry.reference() is not task:
+            self._entries.pop(id(task), None)
+            entry = None
+        # Another thread may take a picture, too: the first entry is everybody's.
+        return entry if entry is not None else self._entries.setdefault(id(task), _Entry(task))
 
     def _prune(self) -> None:
         for key, entry in list(self._entries.items()):
@@ -138,8 +141,11 @@ class TaskSource:
         if cell is not None and hasattr(cell, "serial"):
             return int(cell.serial)
         known = self._serials.get(id(thing))
-        if known is None or known[0]() is not thing:
-            known = self._serials[id(thing)] = (_real.weak_reference(thing), core.next_serial())
+        if known is not None and known[0]() is not thing:
+            self._serials.pop(id(thing), None)
+            known = None
+        if known is None:
+            known = self._serials.setdefault(id(thing), (_real.weak_reference(thing), int(core.next_serial())))
         return known[1]
 
     def target_of(self, serial: int) -> Any:
@@ -165,7 +171,9 @@ class TaskSource:
 class _Scene:
     """The tasks of one picture on their way into it."""
 
-    def __init__(self, source: TaskSource, builder: Any, one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:
+    def __init__(
+        self, source: TaskSource, builder: Any, one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]
+    ) -> None:
         self.source = source
         self.builder = builder
         self.full = builder.stacks is True
@@ -190,6 +198,7 @@ class _Scene:
             self._add_request(view)
         self._add_locks_held()
         self._add_threadsafe_results()
+        self._doubt_what_may_be_cancelled()
 
     # ------------------------------------------------------------ loops
 
@@ -303,13 +312,14 @@ class _Scene:
         wait = view.wait
         if wait is None or wait.target is None or id(view.loop) not in self.loops:
             return
-        serial = self._add_resource(view, wait, link, site)
-        if serial is not None:
-            self.builder.request(RequestEdge(view.serial, serial, entry.since_ns, entry.epoch, view.timed, site))
+        awaited = self._add_resource(wait, link, site)
+        self.builder.request(RequestEdge(view.serial, awaited, entry.since_ns, entry.epoch, view.timed, site))
 
-    def _add_resource(self, view: _View, wait: awaits.Wait, link: Any, site: CallSite | None) -> int | None:
-        """List what a task waits for, with its holders where a task or thread is one; None if the wait proves nothing."""
-        target, serial, ends, permits = wait.target, self.source.serial_of(wait.target), wait.ended_by, None
+    def _add_resource(self, wait: awaits.Wait, link: Any, site: CallSite | None) -> int:
+        """List what a task waits for, with its holders where a task or thread is one, and return its serial."""
+        target, ends = wait.target, wait.ended_by
+        serial: int = self.source.serial_of(target)
+        permits: int | None = None
         kind = wait.kind
         if kind == "asyncio-semaphore":
             permits = getattr(target, "_value", None)
@@ -329,13 +339,13 @@ class _Scene:
             if holder is not None:
                 ends = "holder"
                 self._hold(serial, holder.serial)
-        name = self._name(view, wait, link, site) if self.builder.named else None
+        name = self._name(wait, link, site) if self.builder.named else None
         self.builder.put_resource(
             Resource(serial, "task" if kind == "tasks" else kind, name, None, False, permits, ends, wait.detail)
         )
         return serial
 
-    def _name(self, view: _View, wait: awaits.Wait, link: Any, site: CallSite | None) -> str | None:
+    def _name(self, wait: awaits.Wait, link: Any, site: CallSite | None) -> str | None:
         if wait.kind == "task":
             return str(awaits.task_class(wait.futures[0]).get_name(wait.futures[0]))
         cell = state.existing_cell(wait.target)
@@ -347,6 +357,44 @@ class _Scene:
         if link is None or site is None or wait.kind == "future":
             return None
         return naming.name_of(wait.target, None, _Code(link.frame.f_code)) or called(site)
+
+    # ------------------------------------------------------------ who may be cancelled
+
+    def _doubt_what_may_be_cancelled(self) -> None:
+        """Let a holder not be the only one who can end the wait of a task that may be cancelled.
+
+        That is one that a task which goes on refers to, in a function that calls ``cancel``; and every task of a loop whose
+        timers cannot be read.
+        """
+        awaited = {edge.actor: edge.resource for edge in self.builder.requests}
+        blocked = {key: view for key, view in self.views.items() if self._is_held_up(view) and view.serial in awaited}
+        if not blocked:
+            return
+        doubtful = {key for key, view in blocked.items() if not loops.is_readable(view.loop)}
+        for key, view in self.views.items():
+            if key not in blocked:
+                doubtful |= self._might_cancel(view, blocked)
+        resources = {awaited[blocked[key].serial] for key in doubtful}
+        for pair, edge in list(self.builder.assignments.items()):
+            if pair[0] in resources:
+                self.builder.assignments[pair] = replace(edge, discipline="bare")
+
+    def _is_held_up(self, view: _View) -> bool:
+        stuck = self._thread_of(view) is not None  # then a cancellation does not arrive either
+        return view.wait is not None and not view.timed and not stuck and view.wait.kind in _HOLDER_KINDS
+
+    def _might_cancel(self, view: _View, blocked: Collection[int]) -> set[int]:
+        """Return the keys of ``blocked`` tasks that a live task's functions refer to and might cancel."""
+        if awaits.is_running(view.coroutine):
+            return set(blocked)  # what it refers to is not on view now; the next look may tell
+        found: set[int] = set()
+        for link in view.chain:
+            if "cancel" in link.frame.f_code.co_names and not link.frame.f_code.co_filename.startswith(
+                _asyncio_folder()
+            ):
+                known = {id(one) for one in awaits.referred_to(link)}
+                found |= known & set(blocked)
+        return found
 
     # ------------------------------------------------------------ who holds
 
@@ -448,8 +496,7 @@ def _all_tasks() -> list[Any]:
 
 
 def _waiter(task: Any) -> Any:
-    waiter = task._fut_waiter  # noqa: SLF001
-    return waiter
+    return task._fut_waiter  # noqa: SLF001
 
 
 def _let_go(one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:

@@ -36,8 +36,8 @@ _JOIN_ADVICE: Final = (
     "Release the lock before join(), or let the thread finish without it; a thread must not join its joiner."
 )
 _LOOP_ADVICE: Final = (
-    "A call that waits stops the whole event loop, with the task that would end the wait: release a thread's lock before await, or "
-    "use asyncio.Lock; await in the loop instead of result(), and hand blocking calls to asyncio.to_thread()."
+    "A call that waits stops the whole event loop, with the task that would end the wait: release a thread's lock before "
+    "await, or use asyncio.Lock; await in the loop instead of result(), and hand blocking calls to asyncio.to_thread()."
 )
 _TASK_ADVICE: Final = (
     "Take these locks in one order in every task, or take them under one common lock; a task must not await one that awaits "
@@ -127,7 +127,9 @@ def _ring_title(scene: Scene, ring: Sequence[int], resources: Sequence[int]) -> 
             ran = f"{request.interruption} while holding {labels[0]}"
             return f"self-deadlock: {actors[0]} interrupted itself: {ran}, and waits for it{where}"
         if scene.resources[resources[0]].kind == "future":
-            return f"self-deadlock: {actors[0]} waits for {labels[0]}, which only its own event loop can complete{where}"
+            return (
+                f"self-deadlock: {actors[0]} waits for {labels[0]}, which only its own event loop can complete{where}"
+            )
         return f"self-deadlock: {actors[0]} waits for {labels[0]}, which it holds itself{where}"
     steps = []
     for index, actor in enumerate(actors[:3]):

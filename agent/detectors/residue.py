@@ -105,7 +105,8 @@ def residue_findings(
 
 
 def _stall(scene: Scene, asleep: frozenset[int], doubt: str | None, evidence: str | None) -> Finding:
-    signalled = frozenset(s for s in asleep if scene.resources[scene.requests[s].resource].ends != "holder")
+    awaited = {serial: scene.resources[scene.requests[serial].resource] for serial in asleep}
+    signalled = frozenset(s for s in asleep if awaited[s].ends != "holder" and awaited[s].kind != "event-loop")
     members = signalled or asleep
     return _finding(scene, "stall", members, asleep - members, doubt, False, evidence)
 
