@@ -212,9 +212,6 @@ class Source(Protocol):
     def read(self) -> Any:
         """Return what is to be compared."""
 
-    def has_work(self) -> bool:
-        """Return whether it knows of anybody who might wait, so that a picture is worth its cost; cheap."""
-
     def add(self, builder: Any, one: Any, two: Any) -> None:
         """Add what both readings agree on to a ``snapshots.Builder``."""
 
@@ -228,8 +225,8 @@ def sources() -> tuple[Source, ...]:
 
 
 def sources_have_work() -> bool:
-    """Return whether a picture may show waits that the core does not know of."""
-    return any(source.has_work() for source in _sources)
+    """Return whether a picture may show waits though no thread of the core's waits: a source with ``has_work()`` knows."""
+    return any(source.has_work() for source in _sources if hasattr(source, "has_work"))
 
 
 def add_source(source: Source) -> None:
