@@ -35,6 +35,7 @@ __all__ = [
     "PatchError",
     "Snapshot",
     "__version__",
+    "check",
     "findings",
     "install",
     "name",
@@ -101,6 +102,17 @@ def snapshot() -> Snapshot:
     from concagent import bootstrap
 
     return bootstrap.running().snapshot()
+
+
+def check() -> tuple[Finding, ...]:
+    """Look now for waits that nobody can end, and return `findings`; for tests, and for who suspects a hang.
+
+    Unlike what the agent does by itself it takes the time (up to seconds in a program of millions of objects) to prove that
+    nothing alive refers to what is waited for, and it tells what it only suspects, too.
+    """
+    from concagent import bootstrap
+
+    return bootstrap.running().check()
 
 
 def findings() -> tuple[Finding, ...]:

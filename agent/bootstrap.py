@@ -42,6 +42,8 @@ FORK_SETTLE_NS: Final = 250_000_000
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
 
+REPORT_CHECK_SECONDS: Final = 2.5  # a report on a signal waits no longer for the answer whether waits are endless
+
 
 def _logger() -> Logger:
     """Return our logger; a program that never logs, and about which there is nothing to say, does not load ``logging``."""
@@ -176,6 +178,11 @@ class Agent:
         from concagent.picture import Picture
 
         return Picture.of(snapshots.take(stacks=True, stack_limit=self.config.stack_depth))
+
+    def check(self) -> tuple[Finding, ...]:
+        """Look now for waits that nobody can end, suspicions included; return what has been found in this process so far."""
+        self.monitor.check()
+        return self.findings()
 
     def statistics(self) -> AgentStats:
         """Return the agent's counters, frozen."""
@@ -429,13 +436,17 @@ class Agent:
             path = self.config.report_dir or os.path.join(runtime_directory(), "reports")
             directory = ReportDirectory(path)
         to_stderr = self.config.report_to != "file"
-        text = lambda: self.render("text", self.config.report_signal)  # noqa: E731
         self._last_resort = LastResort(
             self.config.last_resort_after,
             self.config.report_signal,
             directory.path if directory is not None else None,
             to_stderr=to_stderr,
         )
+
+        def text() -> str:
+            self.monitor.check(REPORT_CHECK_SECONDS)
+            return self.render("text", self.config.report_signal)
+
         self.monitor.services.append(SignalReports(listener, text, directory, to_stderr, self._last_resort))
         self._undo.append(("report signal", listener.close))
         self._at_fork.append(listener)

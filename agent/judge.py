@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from concagent.config import Config
     from concagent.model import Finding, Snapshot
 
+QUIET_NS: Final = 5_000_000_000  # between two looks at a program in which nothing changes
 GRACE_NS: Final = 400_000_000  # for a release that comes just after the thread's end
 HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been meant for another thread to release
 _CANCEL_DOUBT: Final = "one of these tasks may be cancelled by somebody who knows it, though nobody has so far"
@@ -76,6 +77,8 @@ class Judge:
         self._told_long: set[tuple[int, int]] = set()
         self._told_holds: set[tuple[int, int]] = set()
         self._told_orphans: set[tuple[int, int]] = set()
+        self._seen: Any = None
+        self._look_ns = 0
         self._stalls = Stalls(config, publish, look_later, self._told_waits, self._told_rings)
 
     # ------------------------------------------------------------ on a victim's thread
@@ -128,6 +131,8 @@ class Judge:
                 return  # ``if not self._closed.acquire(False): return``
             else:
                 self._publish_misuse(event)
+        elif isinstance(event, state.CheckEvent):
+            self._stalls.check()
         else:
             self._publish(event)  # a finding that somebody else has made
 
@@ -240,7 +245,12 @@ class Judge:
         if not any(record.waits and not record.agent for record in records) and not state.sources_have_work():
             self._forget_told(frozenset())
             return
+        state_of_things = _state_of_things(records)
+        if state_of_things == self._seen and now_ns < self._look_ns:
+            return
+        self._seen = state_of_things
         picture = with_handlers(snapshots.take())
+        self._look_ns = self._next_threshold(picture, now_ns)
         self._forget_told(frozenset((edge.actor, edge.epoch) for edge in picture.requests))
         for serial, epoch in list(self._pending):
             self._judge_ring(serial, epoch)
@@ -265,6 +275,17 @@ class Judge:
     def _is_old(self, picture: Snapshot, ring: tuple[int, ...]) -> bool:
         limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
         return all(edge.since_ns <= limit_ns for edge in picture.requests if edge.actor in ring)
+
+    def _next_threshold(self, picture: Snapshot, now_ns: int) -> int:
+        """Return when a picture in which nothing changes would be judged differently, `QUIET_NS` from now at the latest."""
+        config = self.config
+        waits = [
+            edge.since_ns + int(limit * 1e9)
+            for edge in picture.requests
+            for limit in (config.long_wait, config.stall_after)
+        ]
+        holds = [edge.since_ns + int(config.long_hold * 1e9) for edge in picture.assignments if edge.since_ns]
+        return min([now_ns + QUIET_NS, *(due for due in (*waits, *holds) if due > now_ns)])
 
     def _look_for_slow(self, picture: Snapshot) -> None:
         config = self.config
@@ -379,6 +400,16 @@ def _habit(cell: Any, hold: Any) -> str:
     if inherited is not None:
         return inherited.discipline() if inherited.is_mutex() else "try"
     return "lent" if cell.kind == "lock" and hold[3] else state.hold_discipline(cell, hold)
+
+
+def _state_of_things(records: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what is equal at two moments only if nobody has begun or ended a wait, or lived or died, between them."""
+    waits = tuple((record.serial, record.epoch, record.ended) for record in records)
+    return (
+        waits,
+        len(_real.current_frames()),
+        tuple(getattr(source, "signature", object)() for source in state.sources()),
+    )
 
 
 def _finished(finding: Finding) -> Finding:

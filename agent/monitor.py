@@ -292,6 +292,11 @@ class Monitor(core.Listener):
     def _look_later(self, due_ns: int, event: Any) -> None:
         self._due.append((due_ns, event))
 
+    def check(self, timeout_seconds: float = 10.0) -> None:
+        """Look now for waits that nobody can end, and return when what is found has been published."""
+        state.post(state.CheckEvent())
+        self.flush(timeout_seconds)
+
     def tell_the_end(self) -> None:
         """Have the judge say now what he was to look at later."""
         if self._judge is not None and self._running:

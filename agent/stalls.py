@@ -4,6 +4,7 @@ The picture is *reduced* (see ``graph``): three questions, from the surest to th
 
 residue    Is anybody left who could end these waits?  If nobody is alive, nobody can, and it is proven, once two looks a moment
            apart agree: a thread that is just being started, or a finalizer about to run, shows in no single picture.
+stranded   Does anything alive still refer to what would have to be signalled?  See that module.
 suspects   Could those go on of whom we know that they end such waits?  If the waits have lasted for ``stall_after`` seconds
            and close a cycle with a lock or permit in it, it is suspected.
 
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, graph, snapshots
 from concagent.detectors import residue as detector
+from concagent.stranded import Stranded
 from concagent.words import NO_WORK
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Stalls:
         self._told_rings = told_rings
         self._asked: frozenset[Key] = frozenset()
         self._last_suspects: frozenset[Key] = frozenset()
+        self._stranded = Stranded(config.stall_after, self._tell, told_waits)
 
     def look(self, picture: Snapshot, now_ns: int) -> None:
         """Look at a picture (`with_handlers`) in which somebody waits; once a second."""
@@ -79,6 +82,16 @@ class Stalls:
         elif picture.foreign_threads and not keys <= self._told_waits and self._are_old(picture, residue):
             self._tell(residue, doubt=_FOREIGN_DOUBT)
         self._look_at_suspects(picture)
+        self._stranded.look(self._but_for_others(picture), now_ns)
+
+    def check(self) -> None:
+        """Ask every question now, the reachability question with more time; suspicions are told, too."""
+        picture = with_handlers(snapshots.take())
+        keys = _keys(picture, graph.reduce(self._but_for_others(picture)))
+        if keys:
+            _real.sleep(CONFIRM_NS / 1e9)
+            self.look_again(ResidueLook(keys))
+        self._stranded.check(self._but_for_others(with_handlers(snapshots.take())))
 
     def look_again(self, asked: ResidueLook) -> None:
         """Report what was left over a moment ago and still is."""
@@ -120,17 +133,26 @@ class Stalls:
         actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
         return replace(picture, actors=actors)
 
-    def _tell(self, residue: frozenset[int], *, suspected: bool = False, doubt: str | None = None) -> None:
+    def _tell(
+        self,
+        residue: frozenset[int],
+        *,
+        suspected: bool = False,
+        doubt: str | None = None,
+        evidence: str | None = None,
+    ) -> None:
         picture = snapshots.take(stacks=residue, stack_limit=self.config.stack_depth)
         epochs = epochs_of(picture)
         if not residue <= epochs.keys():
             return
-        if not suspected and _is_idle(picture, residue):
+        if not (suspected or doubt or evidence) and _is_idle(picture, residue):
             return
         keys = {serial: (serial, epochs[serial]) for serial in residue}
         known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
         rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
-        for finding in detector.residue_findings(picture, residue, known, suspected=suspected, doubt=doubt):
+        for finding in detector.residue_findings(
+            picture, residue, known, suspected=suspected, doubt=doubt, evidence=evidence
+        ):
             self._publish(finding)
         if not suspected or rings != residue:
             self._told_waits |= set(keys.values())

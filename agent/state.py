@@ -212,6 +212,15 @@ class Source(Protocol):
     def read(self) -> Any:
         """Return what is to be compared."""
 
+    def signature(self) -> Any:
+        """Return what is equal at two moments only if nothing has changed between; asked once a second.  May be left out."""
+
+    def target_of(self, serial: int) -> object | None:
+        """Return the live object that this serial of a resource stands for, None if it is none of its.  May be left out."""
+
+    def actor_of(self, serial: int) -> object | None:
+        """Return the live task that this serial of an actor stands for, None if it is none of its.  May be left out."""
+
     def add(self, builder: Any, one: Any, two: Any) -> None:
         """Add what both readings agree on to a ``snapshots.Builder``."""
 
@@ -275,6 +284,10 @@ class ForkEvent(NamedTuple):
     """This process is the child of a fork at which others held locks; ``fork`` is a `forks.Fork`."""
 
     fork: Any
+
+
+class CheckEvent(NamedTuple):
+    """Somebody wants to know now what can be known of waits that may never end."""
 
 
 _events: deque[Any] = deque()

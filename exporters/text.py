@@ -389,8 +389,9 @@ def _sentence(scene: Scene, actor: str, kind: str) -> str:
     head = f"{scene.actor_name[actor]}{_identity(found)}"
     clauses = []
     misused = kind == "misuse"
-    if scene.holds.get(actor):
-        held = enumerate_words(_described(scene, r) for r in scene.holds[actor])
+    things = [r for r in scene.holds.get(actor, ()) if scene.kind(r) not in LIVING_KINDS]
+    if things:
+        held = enumerate_words(_described(scene, r) for r in things)
         if kind == "orphaned-lock" and actor not in scene.waits:
             clauses.append(f"took {held} and has ended without releasing it")
         else:

@@ -81,7 +81,12 @@ def ring_is_closed(snapshot: Snapshot, ring: Sequence[int]) -> bool:
 
 
 def ring_finding(
-    snapshot: Snapshot, ring: Sequence[int], *, victim: int | None = None, doubt: str | None = None
+    snapshot: Snapshot,
+    ring: Sequence[int],
+    *,
+    victim: int | None = None,
+    doubt: str | None = None,
+    evidence: str | None = None,
 ) -> Finding:
     """Return the finding of a ring.
 
@@ -90,6 +95,7 @@ def ring_finding(
         ring: Serials of the members in waiting order.
         victim: The actor that is about to get ``DeadlockError``.
         doubt: Why the ring is only suspected; None for a proven one.
+        evidence: How a proof was found where it is not plain to see, for ``reason``.
     """
     scene = Scene(snapshot)
     resources = [scene.requests[serial].resource for serial in ring]
@@ -108,7 +114,7 @@ def ring_finding(
         "deadlock",
         "suspected" if doubt else "proven",
         roles,
-        reason=doubt,
+        reason=doubt or evidence,
         title=_ring_title(scene, ring, resources),
         advice=advice,
         resource_kind=common_kind(kinds),

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from concagent import graph
+from concagent.detectors.deadlock import ring_finding
 from concagent.detectors.evidence import Scene, common_kind, names
 
 if TYPE_CHECKING:
@@ -67,7 +69,9 @@ def verbs(resource: Resource) -> frozenset[str]:
             return frozenset({"get", "get_nowait"})
         if detail.startswith("empty"):
             return frozenset({"put", "put_nowait"})
-        return frozenset({"task_done"})
+        if detail.endswith("not done"):
+            return frozenset({"task_done"})
+        return frozenset({"get", "get_nowait", "put", "put_nowait"})
     return frozenset(_VERBS.get(kind, ()))
 
 
@@ -92,12 +96,18 @@ def residue_findings(
     """
     scene = Scene(snapshot)
     waits = _waits_for(scene, residue)
+    rings = graph.find_rings(snapshot)
     findings = []
     rest = set(residue)
     for cycle in _cycles(scene, waits):
         behind = _behind(waits, cycle) - cycle
         rest -= cycle | behind
-        if not (cycle <= known):
+        ring = next((ring for ring in rings if cycle == set(ring)), None)
+        if cycle <= known or (suspected and ring is not None):
+            continue  # whether a ring of locks can be broken from outside is judged where rings are
+        if ring is not None:
+            findings.append(ring_finding(snapshot, ring, doubt=doubt, evidence=evidence))
+        else:
             findings.append(_finding(scene, "deadlock", cycle, behind, doubt, suspected, evidence))
     if rest and not suspected and not rest <= known:  # each of them might have woken the others, so it is one stall
         findings.append(_stall(scene, frozenset(rest), doubt, evidence))
@@ -178,6 +188,8 @@ def _waits_for(scene: Scene, residue: frozenset[int]) -> dict[int, set[int]]:
     for serial in sorted(residue):
         resource = scene.resources[scene.requests[serial].resource]
         found = {edge.holder for edge in scene.holders.get(resource.serial, ())} & residue
+        if resource.signal_mode:
+            found = set()  # who took it is not who gives it back
         if resource.ends != "holder" and not found:
             wanted = verbs(resource)
             might = {one for one in lock_waiters if wanted & set(scene.actors[one].calls)}
@@ -197,6 +209,7 @@ def _cycles(scene: Scene, waits: dict[int, set[int]]) -> list[frozenset[int]]:
         for group in sorted(_components(waits), key=min)
         if any(
             _is_lock_like(scene.resources[scene.requests[serial].resource])
+            and not scene.resources[scene.requests[serial].resource].signal_mode
             and any(edge.holder in group for edge in scene.holders.get(scene.requests[serial].resource, ()))
             for serial in group
         )

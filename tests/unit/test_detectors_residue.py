@@ -204,4 +204,5 @@ def test_a_queue_needs_what_its_state_says():
     assert residue.verbs(resource(1, "queue", detail="full, 1 of 1")) == {"get", "get_nowait"}
     assert residue.verbs(resource(1, "queue", detail="empty")) == {"put", "put_nowait"}
     assert residue.verbs(resource(1, "queue", detail="2 tasks not done")) == {"task_done"}
+    assert residue.verbs(resource(1, "queue")) == {"get", "get_nowait", "put", "put_nowait"}
     assert not residue.verbs(resource(1, "lock"))
