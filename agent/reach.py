@@ -32,8 +32,8 @@ Not seen   what digs in the interpreter: ``gc.get_objects``, ``sys._current_fram
 Limits     a free-threaded build, PyPy: everything counts as reached.  The Python twin sees no running frames.  A thread that
            was started with ``_thread.start_new_thread(f, (x,))`` keeps ``x`` where nobody can see it.
 Cost       one look takes about 100 ns for each object that the collector knows (1,000,000: 100 ms; a full collection
-           takes 400-900 ms), and the program stands still.  It cannot be cut into slices: what is not kept alive may be gone after
-           a slice, and to keep it alive would make finalizers of the program run in our thread.  ``node_limit`` bounds it.
+           takes 400-900 ms), and the program stands still.  It cannot be cut into slices: what is not kept alive may be gone
+           after a slice, and to keep it alive would make finalizers of the program run in our thread.  ``node_limit`` bounds it.
            As many looks as the chain of references back to a root is long; 2 for an event that nobody else has.
 Sources    CPython Modules/gcmodule.c (subtract_refs); ALGORITHMS.md 3.5; golang.org/issue/13759 for the idea.
 """

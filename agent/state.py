@@ -206,20 +206,15 @@ class Source(Protocol):
     """Adds actors, resources and edges to each snapshot: tasks, other processes.  Called on the snapshot's thread.
 
     `read` is called twice and copies what may change meanwhile; `add` gets both readings and adds a wait only if they agree
-    on it.  Neither may take a lock, wait, or run code of the program.
+    on it.  Neither may take a lock, wait, or run code of the program.  A source may have these methods, too:
+
+    - ``has_work()``: whether a picture may show waits of its though no thread of the core's waits;
+    - ``signature()``: what is equal at two moments only if nothing of its has changed between; else it counts as changed;
+    - ``target_of(serial)``, ``actor_of(serial)``: the live object of a resource's serial, the live task of an actor's, or None.
     """
 
     def read(self) -> Any:
         """Return what is to be compared."""
-
-    def signature(self) -> Any:
-        """Return what is equal at two moments only if nothing has changed between; asked once a second.  May be left out."""
-
-    def target_of(self, serial: int) -> object | None:
-        """Return the live object that this serial of a resource stands for, None if it is none of its.  May be left out."""
-
-    def actor_of(self, serial: int) -> object | None:
-        """Return the live task that this serial of an actor stands for, None if it is none of its.  May be left out."""
 
     def add(self, builder: Any, one: Any, two: Any) -> None:
         """Add what both readings agree on to a ``snapshots.Builder``."""

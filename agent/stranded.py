@@ -153,14 +153,17 @@ class _Waits:
     def stuck_of(self, serial: int) -> object | None:
         """Return the ident of an actor's thread, or the actor itself where it is a task; None if it is neither."""
         record = self._records.get(serial)
-        return record.ident if record is not None else _asked_of_sources("actor_of", serial)
+        if record is not None:
+            ident: int = record.ident
+            return ident
+        return _asked_of_sources("actor_of", serial)
 
 
-def _asked_of_sources(method: str, serial: int) -> Any:
+def _asked_of_sources(method: str, serial: int) -> object | None:
     """Return what the first source that knows a serial says of it; None if none does."""
     for source in state.sources():
         find = getattr(source, method, None)
-        found = find(serial) if find is not None else None
+        found: object | None = find(serial) if find is not None else None
         if found is not None:
             return found
     return None
