@@ -6,6 +6,7 @@
 #     make lint          ruff, mypy --strict, C warnings as errors
 #     make test-servers  the tests that need a real Prometheus and Alertmanager
 #     make matrix        unit, contract and acceptance tests on the other interpreters
+#     make sanitize      the C core under ASan, UBSan and TSan, failed allocations, leaks (minutes)
 #     make coverage      branch coverage of the agent
 #
 # PYTHON=/path/to/python chooses the interpreter of .venv; PYTHONS="python3.10 python3.13" those of the matrix.
@@ -21,7 +22,7 @@ PURE := agent/config.py,agent/errors.py,agent/explain.py,agent/graph.py,agent/le
 # Only folders that are there: pytest takes a missing one for an error.
 ALL := $(wildcard tests/unit tests/contract tests/acceptance tests/integration)
 
-.PHONY: demo test test-python-core lint lint-c types test-servers matrix coverage bench bench-check clean
+.PHONY: demo test test-python-core lint lint-c types test-servers matrix sanitize coverage bench bench-check clean
 
 demo:
 	@.ci/venv $(VENV) -e . $(if $(wildcard examples/requirements.txt),-r examples/requirements.txt)
@@ -62,6 +63,10 @@ types:
 
 matrix:
 	@PYTEST_ARGS='$(PYTEST_ARGS)' WORKERS=$(WORKERS) .ci/matrix $(wildcard $(QUICK))
+
+sanitize:
+	@.ci/venv $(VENV) -e '.[test]'
+	PYTHON=$(BIN)/python .ci/sanitize
 
 coverage:
 	@.ci/venv $(VENV) -e '.[test]'

@@ -38,6 +38,7 @@
 #  endif
 #  define Py_BUILD_CORE 1
 #  if PY_VERSION_HEX >= 0x030E0000
+#    include "internal/pycore_frame.h"
 #    include "internal/pycore_interpframe.h"
 #    include "internal/pycore_interpframe_structs.h"
 #  else

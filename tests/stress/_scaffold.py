@@ -14,6 +14,9 @@ import sys
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
 
+# Under ASan (see .ci/sanitize) freed memory is kept for a while: the size of the process says nothing there.
+SIZE_COUNTS = os.environ.get("PYTHONMALLOC") != "malloc"
+
 os.environ.setdefault("CONCAGENT_CORE", "c")
 try:
     from concagent import core
