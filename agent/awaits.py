@@ -209,6 +209,9 @@ _KINDS: Final = (  # the innermost function that tells, on whose behalf a future
     ("locks", "Lock.acquire", "asyncio-lock"),
 )
 _codes: dict[Any, str] = {}
+_FORWARDING: Final = frozenset(
+    {"_chain_future.<locals>._call_check_cancel", "shield.<locals>._outer_done_callback"}
+)  # callbacks of a future that stands for another one
 
 
 def _kind_of_code(code: Any) -> str | None:
@@ -320,6 +323,42 @@ def coming_future_of(handle: Any) -> Any:
 
 
 # ---------------------------------------------------------------- tasks and futures
+
+
+_HELD: Final = (
+    *(("locks", "Lock.acquire"), ("locks", "Semaphore.acquire"), ("tasks", "_wait"), ("tasks", "wait_for")),
+    *(("taskgroups", "TaskGroup.__aexit__"), ("taskgroups", "TaskGroup._aexit")),
+)
+_held_codes: set[Any] = set()
+
+
+def may_be_held(coroutine: Any, future: Any) -> bool:
+    """Return whether somebody may hold what a task waits for: a lock, a permit, or the end of another task.
+
+    A quick answer for the many tasks that wait for a descriptor, a queue or a timer.
+    """
+    if not _held_codes:
+        _held_codes.update(_code(module, path) for module, path in _HELD)
+        _held_codes.discard(None)
+    if is_task(future) or type(future).__name__ == "_GatheringFuture":
+        return True
+    for _ in range(_DEPTH):
+        if type(coroutine) is CoroutineType:
+            code, following = coroutine.cr_code, coroutine.cr_await
+        elif type(coroutine) is GeneratorType:
+            code, following = coroutine.gi_code, coroutine.gi_yieldfrom
+        elif type(coroutine) is AsyncGeneratorType:
+            code, following = coroutine.ag_code, coroutine.ag_await
+        else:
+            coroutine = _unwrapped(coroutine)
+            if coroutine is None:
+                break
+            continue
+        if code in _held_codes:
+            return True
+        coroutine = following
+    names = {getattr(callback, "__qualname__", "") for callback in _callbacks(future)}
+    return not names.isdisjoint(_FORWARDING)
 
 
 def is_task(future: Any) -> bool:

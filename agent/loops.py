@@ -17,6 +17,8 @@ import sys
 from types import BuiltinMethodType, CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from concagent import awaits
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -118,7 +120,9 @@ def _reachable(roots: list[Any], wanted: Collection[int]) -> set[int] | None:
                 return None
             if id(one) in wanted:
                 found.add(id(one))
-            else:
+            elif not awaits.is_task(
+                one
+            ):  # a task that is woken by a timer is not cancelled by it, nor are those it knows
                 following += _known_by(one)
         edge = following
     return found

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from concagent.config import Config
-    from concagent.model import Finding, Snapshot
+    from concagent.model import Finding, Resource, Snapshot
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 _FOREIGN_DOUBT: Final = (
@@ -179,10 +179,20 @@ def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
     ends = {edge.actor: resources[edge.resource].ends for edge in picture.requests}
     unemployed = {e.actor for e in picture.requests if resources[e.resource].detail == NO_WORK}
     others = [a for a in picture.actors if a.serial in residue - unemployed and a.serial != main.serial]
-    asked = resources[next(edge.resource for edge in picture.requests if edge.actor == main.serial)]
-    if asked.kind not in {"event", "condition"} and not (asked.detail or "").startswith("empty"):
-        return False  # for room in a queue, its tasks or the others of a barrier nobody waits just to be there
+    asked = [resources[next(edge.resource for edge in picture.requests if edge.actor == main.serial)]]
+    if asked[0].kind == "event-loop":  # then it is its tasks that wait to be ended
+        tasks = {actor.serial for actor in picture.actors if actor.type == "task"}
+        waits = [resources[edge.resource] for edge in picture.requests if edge.actor in residue & tasks]
+        asked = [one for one in waits if one.kind != "future"]  # ``await asyncio.Future()`` is how a main task waits
+    if not all(_waits_to_be_ended(one) for one in asked):
+        return False
     return all(ends[serial] in {"signal", "parties"} for serial in residue) and all(actor.daemon for actor in others)
+
+
+def _waits_to_be_ended(asked: Resource) -> bool:
+    """Return whether a main thread may wait for this just to be there: not for room in a queue or the others of a barrier."""
+    kind = asked.kind.removeprefix("asyncio-")
+    return kind in {"event", "condition"} or (asked.detail or "").startswith("empty")
 
 
 def with_handlers(picture: Snapshot) -> Snapshot:

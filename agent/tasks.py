@@ -4,14 +4,6 @@ A task that waits is suspended until the future at its end is done, and that fut
 whose ``_fut_waiter`` is the same pending future in both readings was in this wait all the time between them, and what its
 frames show, read in between, belonged to it: the argument of ``snapshots`` with a future in the place of an epoch.
 
-Who holds an ``asyncio.Lock`` nobody writes down, but its holder is mostly inside ``async with lock``, and the exit lies on the
-stack of his coroutine (see ``awaits``).  If just one task has entered a locked lock, that one will release it.  A lock taken by
-a bare ``acquire`` has an unknown holder, who counts as able to go on.
-
-A task goes on only when its loop's thread does.  Where that thread is blocked, its tasks wait for the event loop, which the
-thread holds; so rings through threads and tasks are rings like others: a coroutine that keeps a thread's lock over an
-``await`` holds it, not the thread that happened to run it.
-
 Invariants T1 a task's epoch changes when it waits for another future.
            T2 nothing of the program is kept alive longer than one picture; see `_let_go`.
 Cost       nothing for running tasks.  A picture: a microsecond a task, ten for one that is described.  Pictures to be judged
@@ -21,75 +13,38 @@ Sources    CPython Lib/asyncio/tasks.py, Modules/_asynciomodule.c, 3.10-3.15.
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import time
+from typing import Any, Final
 
-from concagent import _real, awaits, core, loops, naming, snapshots, state
-from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
-from concagent.taskname import called
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from types import CodeType
+from concagent import _real, awaits, core, loops, state, taskscene
 
 _PRUNE_EVERY: Final = 64
-_NAMES: Final = 3
-_HOLDER_KINDS: Final = frozenset({"asyncio-lock", "asyncio-semaphore", "task", "tasks"})
+_SHARE: Final = 200
+_LONGEST_NS: Final = 10_000_000_000
 
 
-class _Code(NamedTuple):
-    code: CodeType
-
-
-class _Entry:
+class Entry:
     """What is remembered of a task from picture to picture."""
 
-    __slots__ = ("epoch", "reference", "serial", "since_ns", "waiter")
+    __slots__ = ("epoch", "held", "reference", "serial", "since_ns", "waiter")
 
     def __init__(self, task: Any) -> None:
+        """Remember a task that is seen for the first time; not strongly."""
         self.reference = _real.weak_reference(task)
         self.serial: int = state.ACTOR_SERIALS + int(core.next_serial())
         self.epoch = 0
         self.since_ns = 0
         self.waiter: Any = None
+        self.held = False
 
-    def waits_for(self, waiter: Any) -> None:
-        """Count a new wait if it is one."""
-        if waiter is None:
-            self.waiter = None
-        elif self.waiter is None or self.waiter() is not waiter:
+    def waits_for(self, waiter: Any, task: Any) -> None:
+        """Count a new wait if it is one, and note whether somebody may hold what it is for."""
+        if self.waiter is None or self.waiter() is not waiter:
             self.waiter = _real.weak_reference(waiter)
             self.epoch += 1
             self.since_ns = _real.monotonic_ns()
-
-
-class _View:
-    """One task in one picture; ``wait`` is None for one that can go on."""
-
-    __slots__ = ("chain", "coroutine", "entered", "entry", "loop", "task", "timed", "wait")
-
-    def __init__(self, task: Any, entry: _Entry, waiter: Any) -> None:
-        own = awaits.task_class(task)
-        self.task = task
-        self.entry = entry
-        self.loop = own.get_loop(task)
-        self.coroutine = own.get_coro(task)
-        self.chain: list[awaits.Link] = []
-        self.entered: list[Any] = []
-        self.wait: awaits.Wait | None = None
-        self.timed = False
-        if not awaits.is_running(self.coroutine):
-            self.chain = awaits.chain_of(self.coroutine)
-            self.entered = awaits.entered(self.chain)
-            if waiter is not None:
-                self.wait = awaits.wait_of(self.chain, waiter)
-                self.timed = self.wait.timed
-
-    @property
-    def serial(self) -> int:
-        return self.entry.serial
+            self.held = awaits.may_be_held(awaits.task_class(task).get_coro(task), waiter)
 
 
 class TaskSource:
@@ -97,9 +52,10 @@ class TaskSource:
 
     def __init__(self) -> None:
         """Start with nothing known."""
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
         self._serials: dict[int, tuple[Any, int]] = {}
         self._reads = 0
+        self._next_ns = 0
 
     # ------------------------------------------------------------ reading
 
@@ -108,24 +64,48 @@ class TaskSource:
         self._reads += 1
         if self._reads % _PRUNE_EVERY == 0:
             self._prune()
-        found = []
-        for task in _all_tasks():
-            waiter = task._fut_waiter  # noqa: SLF001 - what this module is for
-            self._entry(task).waits_for(waiter)
-            found.append((task, waiter))
-        return found
+        return [(task, task._fut_waiter) for task in _all_tasks()]  # noqa: SLF001 - what this module is for
 
     def has_work(self) -> bool:
-        """Return whether there are tasks, so that a picture is worth its cost."""
-        return bool(_all_tasks())
+        """Return whether a picture may show a task that is stuck.
 
-    def _entry(self, task: Any) -> _Entry:
+        Looks at all tasks, and therefore takes care not to spend more than one part in `_SHARE` of its thread's time on that.
+        """
+        now_ns = _real.monotonic_ns()
+        if now_ns < self._next_ns:
+            return False
+        began_ns = time.thread_time_ns()
+        frames = _real.current_frames()
+        try:
+            found = self._has_work(frames)
+        finally:
+            frames.clear()
+        self._next_ns = now_ns + min(_SHARE * (time.thread_time_ns() - began_ns), _LONGEST_NS)
+        return found
+
+    def _has_work(self, frames: dict[int, Any]) -> bool:
+        running = loops.running_loops(frames)
+        tasks = self.read()
+        if not tasks:
+            return False
+        asleep = any(view.turn is None and not loops.may_wake_by_itself(view.loop) for view in running)
+        found = False
+        for task, waiter in tasks:
+            if waiter is not None:
+                entry = self.entry(task)
+                entry.waits_for(waiter, task)
+                found = found or entry.held
+        _let_go([], tasks)
+        return found or asleep
+
+    def entry(self, task: Any) -> Entry:
+        """Return what is remembered of a task, made on first use."""
         entry = self._entries.get(id(task))
         if entry is not None and entry.reference() is not task:
             self._entries.pop(id(task), None)
             entry = None
         # Another thread may take a picture, too: the first entry is everybody's.
-        return entry if entry is not None else self._entries.setdefault(id(task), _Entry(task))
+        return entry if entry is not None else self._entries.setdefault(id(task), Entry(task))
 
     def _prune(self) -> None:
         for key, entry in list(self._entries.items()):
@@ -164,312 +144,8 @@ class TaskSource:
     def add(self, builder: Any, one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:
         """Add the tasks; those that did not wait for the same future in both readings are running."""
         if two:
-            _Scene(self, builder, one, two).add()
+            taskscene.Scene(self, builder, one, two).add()
             _let_go(one, two)
-
-
-class _Scene:
-    """The tasks of one picture on their way into it."""
-
-    def __init__(
-        self, source: TaskSource, builder: Any, one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]
-    ) -> None:
-        self.source = source
-        self.builder = builder
-        self.full = builder.stacks is True
-        before = {id(task): waiter for task, waiter in one}
-        self.views: dict[int, _View] = {}
-        self.loops = {id(view.loop): view for view in loops.running_loops(builder.frames)}
-        self.stuck_threads: dict[int, Any] = {}  # ident -> the loop's thread's own wait
-        for task, waiter in two:
-            same = waiter is not None and before.get(id(task)) is waiter and awaits.is_pending(waiter)
-            self.views[id(task)] = _View(task, source._entry(task), waiter if same else None)  # noqa: SLF001
-
-    def add(self) -> None:
-        for view in self.views.values():
-            if view.wait is not None and not awaits.is_pending(_waiter(view.task)):
-                view.wait = None  # it was woken while we were reading
-        self._find_stuck_loops()
-        self._mark_timed()
-        for view in self.views.values():
-            self._add_actor(view)
-        for view in self.views.values():
-            self._add_thread_locks(view)
-            self._add_request(view)
-        self._add_locks_held()
-        self._add_threadsafe_results()
-        self._doubt_what_may_be_cancelled()
-
-    # ------------------------------------------------------------ loops
-
-    def _find_stuck_loops(self) -> None:
-        """Find the threads that wait while they run a loop, and those whose loop nothing that it knows of will wake."""
-        waiting = {edge.actor: edge for edge in self.builder.requests}
-        for view in self.loops.values():
-            record = core.record_of_ident(view.ident)
-            if record is None:
-                continue
-            edge = waiting.get(record.serial)
-            if edge is not None:
-                if not edge.timed:
-                    self.stuck_threads[view.ident] = edge
-                    self._add_loop(view, "holder")
-                    self._hold(self._loop_serial(view.loop), record.serial)
-            elif view.turn is None and not loops.may_wake_by_itself(view.loop):
-                self._add_loop(view, "signal")
-                actor = self.builder.actors[record.serial]
-                if actor.state == "live":
-                    self.builder.actors[record.serial] = replace(actor, state="blocked")
-                    serial = self._loop_serial(view.loop)
-                    self.builder.request(RequestEdge(record.serial, serial, self._now(), record.epoch, False, None))
-
-    def _now(self) -> int:
-        return _real.monotonic_ns()
-
-    def _loop_serial(self, loop: Any) -> int:
-        return self.source.serial_of(loop)
-
-    def _add_loop(self, view: loops.LoopView, ends: str) -> None:
-        serial = self._loop_serial(view.loop)
-        thread = _real.find_thread(view.ident)
-        name = thread.name if thread is not None else None
-        self.builder.put_resource(Resource(serial, "event-loop", name, None, ended_by=ends))
-
-    # ------------------------------------------------------------ tasks
-
-    def _mark_timed(self) -> None:
-        """Mark the tasks whose wait a timer may end, and those that are awaited by one of these."""
-        by_loop: dict[int, list[_View]] = {}
-        for view in self.views.values():
-            if view.wait is not None and not view.timed and view.wait.kind in _HOLDER_KINDS:
-                by_loop.setdefault(id(view.loop), []).append(view)
-        for views in by_loop.values():
-            loop = views[0].loop
-            if loops.is_readable(loop):
-                found = loops.with_timers(loop, {id(view.task) for view in self.views.values()})
-                for key in found:
-                    self.views[key].timed = True
-        work = [view for view in self.views.values() if view.timed]
-        while work:
-            wait = work.pop().wait
-            for future in wait.futures if wait is not None else ():
-                awaited = self.views.get(id(future))
-                if awaited is not None and not awaited.timed:
-                    awaited.timed = True
-                    work.append(awaited)
-
-    def _thread_of(self, view: _View) -> Any:
-        """Return the wait that the thread of a task's loop is in, None if the loop turns."""
-        running = self.loops.get(id(view.loop))
-        return self.stuck_threads.get(running.ident) if running is not None else None
-
-    def _add_actor(self, view: _View) -> None:
-        stuck = self._thread_of(view)
-        if stuck is not None:
-            now = "blocked"
-        elif view.wait is None or id(view.loop) not in self.loops:
-            now = "live"
-        else:
-            now = "timed" if view.timed else "blocked"
-        own = awaits.task_class(view.task)
-        running = self.loops.get(id(view.loop))
-        record = core.record_of_ident(running.ident) if running is not None else None
-        native = record.native_id if record is not None else None
-        name = own.get_name(view.task) if hasattr(own, "get_name") else "task"
-        stack = self._stack(view, running)
-        self.builder.add_actor(Actor(view.serial, "task", self.builder.pid, native, name, True, now, stack))
-
-    def _stack(self, view: _View, running: loops.LoopView | None) -> tuple[Any, ...]:
-        wanted = self.builder.stacks
-        if wanted is False or (wanted is not True and view.serial not in wanted):
-            return ()
-        if view.chain:
-            pairs = [(link.frame.f_code, link.frame.f_lasti) for link in reversed(view.chain)]
-            return snapshots.resolve_stack(tuple(pairs[: self.builder.limit]))
-        if running is not None and awaits.is_running(view.coroutine):
-            return snapshots.stack_frames(self.builder.frames.get(running.ident), self.builder.limit)
-        return ()
-
-    def _site(self, view: _View) -> tuple[Any, CallSite | None]:
-        """Return the innermost function of the program in a chain, and where it waits."""
-        for link in reversed(view.chain):
-            if not link.frame.f_code.co_filename.startswith(_asyncio_folder()):
-                return link, snapshots.call_site(link.frame.f_code, link.frame.f_lasti)
-        return None, None
-
-    def _hold(self, resource: int, holder: int, depth: int = 1, discipline: str = "owned") -> None:
-        self.builder.hold(AssignmentEdge(resource, holder, None, depth, None, discipline))
-
-    def _add_request(self, view: _View) -> None:
-        entry = view.entry
-        link, site = self._site(view)
-        stuck = self._thread_of(view)
-        if stuck is not None:
-            serial = self._loop_serial(view.loop)
-            epoch = entry.epoch * 1_000_003 + stuck.epoch
-            self.builder.request(RequestEdge(view.serial, serial, stuck.since_ns, epoch, False, site))
-            return
-        wait = view.wait
-        if wait is None or wait.target is None or id(view.loop) not in self.loops:
-            return
-        awaited = self._add_resource(wait, link, site)
-        self.builder.request(RequestEdge(view.serial, awaited, entry.since_ns, entry.epoch, view.timed, site))
-
-    def _add_resource(self, wait: awaits.Wait, link: Any, site: CallSite | None) -> int:
-        """List what a task waits for, with its holders where a task or thread is one, and return its serial."""
-        target, ends = wait.target, wait.ended_by
-        serial: int = self.source.serial_of(target)
-        permits: int | None = None
-        kind = wait.kind
-        if kind == "asyncio-semaphore":
-            permits = getattr(target, "_value", None)
-        elif kind == "asyncio-barrier":
-            permits = _missing(target)
-        elif kind in {"task", "tasks"}:
-            awaited = [self.views.get(id(future)) for future in wait.futures]
-            for one in awaited:
-                if one is not None:
-                    self._hold(serial, one.serial)
-            if None in awaited and ends != "all-holders":
-                ends = "signal"  # a future that is no task of ours: somebody sets it
-        elif wait.concurrent is not None:
-            holder = _worker_of(wait.concurrent, self.builder.frames)
-            cell = state.existing_cell(wait.concurrent)
-            serial = cell.serial if cell is not None else serial
-            if holder is not None:
-                ends = "holder"
-                self._hold(serial, holder.serial)
-        name = self._name(wait, link, site) if self.builder.named else None
-        self.builder.put_resource(
-            Resource(serial, "task" if kind == "tasks" else kind, name, None, False, permits, ends, wait.detail)
-        )
-        return serial
-
-    def _name(self, wait: awaits.Wait, link: Any, site: CallSite | None) -> str | None:
-        if wait.kind == "task":
-            return str(awaits.task_class(wait.futures[0]).get_name(wait.futures[0]))
-        cell = state.existing_cell(wait.target)
-        if cell is not None and cell.name:
-            return str(cell.name)
-        if wait.kind == "tasks":
-            names = [str(awaits.task_class(one).get_name(one)) for one in wait.futures if awaits.is_task(one)]
-            return ", ".join(sorted(names)[:_NAMES]) + (", ..." if len(names) > _NAMES else "") or None
-        if link is None or site is None or wait.kind == "future":
-            return None
-        return naming.name_of(wait.target, None, _Code(link.frame.f_code)) or called(site)
-
-    # ------------------------------------------------------------ who may be cancelled
-
-    def _doubt_what_may_be_cancelled(self) -> None:
-        """Let a holder not be the only one who can end the wait of a task that may be cancelled.
-
-        That is one that a task which goes on refers to, in a function that calls ``cancel``; and every task of a loop whose
-        timers cannot be read.
-        """
-        awaited = {edge.actor: edge.resource for edge in self.builder.requests}
-        blocked = {key: view for key, view in self.views.items() if self._is_held_up(view) and view.serial in awaited}
-        if not blocked:
-            return
-        doubtful = {key for key, view in blocked.items() if not loops.is_readable(view.loop)}
-        for key, view in self.views.items():
-            if key not in blocked:
-                doubtful |= self._might_cancel(view, blocked)
-        resources = {awaited[blocked[key].serial] for key in doubtful}
-        for pair, edge in list(self.builder.assignments.items()):
-            if pair[0] in resources:
-                self.builder.assignments[pair] = replace(edge, discipline="bare")
-
-    def _is_held_up(self, view: _View) -> bool:
-        stuck = self._thread_of(view) is not None  # then a cancellation does not arrive either
-        return view.wait is not None and not view.timed and not stuck and view.wait.kind in _HOLDER_KINDS
-
-    def _might_cancel(self, view: _View, blocked: Collection[int]) -> set[int]:
-        """Return the keys of ``blocked`` tasks that a live task's functions refer to and might cancel."""
-        if awaits.is_running(view.coroutine):
-            return set(blocked)  # what it refers to is not on view now; the next look may tell
-        found: set[int] = set()
-        for link in view.chain:
-            if "cancel" in link.frame.f_code.co_names and not link.frame.f_code.co_filename.startswith(
-                _asyncio_folder()
-            ):
-                known = {id(one) for one in awaits.referred_to(link)}
-                found |= known & set(blocked)
-        return found
-
-    # ------------------------------------------------------------ who holds
-
-    def _add_locks_held(self) -> None:
-        """Add the holders of the locks and permits that somebody waits for."""
-        holders: dict[int, list[_View]] = {}
-        things: dict[int, Any] = {}
-        for view in self.views.values():
-            for manager in view.entered:
-                thing = getattr(manager, "_lock", manager) if type(manager).__name__ == "Condition" else manager
-                holders.setdefault(id(thing), []).append(view)
-                things[id(thing)] = thing
-        for key, views in holders.items():
-            thing = things[key]
-            serial = self._known_serial(thing)
-            resource = self.builder.resources.get(serial)
-            if resource is None:
-                continue
-            if resource.kind == "asyncio-lock":
-                if thing._locked and len(views) == 1:  # noqa: SLF001 - two that think so: it was released in between
-                    self._hold(serial, views[0].serial)
-            elif resource.kind == "asyncio-semaphore":
-                for view in views:
-                    self._hold(serial, view.serial, views.count(view))
-
-    def _known_serial(self, thing: Any) -> int:
-        try:
-            return self.source.serial_of(thing)
-        except TypeError:  # cannot be referred to weakly: nothing that is waited for
-            return 0
-
-    def _add_thread_locks(self, view: _View) -> None:
-        """Let a thread's lock that a suspended task has entered be held by the task: no other will release it."""
-        running = self.loops.get(id(view.loop))
-        if running is None or not view.entered:
-            return
-        for manager in view.entered:
-            cell = core.cell_of(manager)
-            hold = getattr(cell, "hold", None)
-            if cell is None or hold is None or hold[0] is not core.record_of_ident(running.ident):
-                continue
-            old = self.builder.assignments.pop((cell.serial, hold[0].serial), None)
-            self.builder.add_resource(cell, None)
-            if old is None:
-                self._hold(cell.serial, view.serial)
-            else:
-                edge = AssignmentEdge(cell.serial, view.serial, old.since_ns, old.depth, old.site, "owned")
-                self.builder.hold(edge)
-
-    def _add_threadsafe_results(self) -> None:
-        """Say who completes the futures of ``run_coroutine_threadsafe`` that threads wait for.
-
-        It is the task or, as long as the loop has not made it, the thread of the loop.
-        """
-        awaited = {edge.resource for edge in self.builder.requests if edge.actor < state.ACTOR_SERIALS}
-        if not awaited:
-            return
-        for view in self.views.values():
-            self._hold_future(awaits.concurrent_future_of(view.task), awaited, view.serial)
-        for running in self.loops.values():
-            record = core.record_of_ident(running.ident)
-            if record is not None and running.ident in self.stuck_threads and loops.is_readable(running.loop):
-                for handle in loops.ready(running.loop):
-                    self._hold_future(awaits.coming_future_of(handle), awaited, record.serial)
-
-    def _hold_future(self, future: Any, awaited: set[int], holder: int) -> None:
-        if future is None:
-            return
-        for thing in (future, getattr(future, "_condition", None)):
-            cell = state.existing_cell(thing) if thing is not None else None
-            if cell is not None and cell.serial in awaited and cell.serial in self.builder.resources:
-                resource = self.builder.resources[cell.serial]
-                changed = replace(resource, kind="future", ended_by="holder", signal_mode=False)
-                self.builder.put_resource(changed)
-                self._hold(cell.serial, holder)
 
 
 def _all_tasks() -> list[Any]:
@@ -495,10 +171,6 @@ def _all_tasks() -> list[Any]:
     return [task for task in alive if awaits.is_task(task) and awaits.is_pending(task)]
 
 
-def _waiter(task: Any) -> Any:
-    return task._fut_waiter  # noqa: SLF001
-
-
 def _let_go(one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:
     """Give back what was read; the last reference to a task is dropped on its loop's thread, where its coroutine belongs."""
     one.clear()
@@ -514,27 +186,3 @@ def _let_go(one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:
 
 def _forget(_task: Any) -> None:
     """Drop a reference."""
-
-
-def _missing(barrier: Any) -> int | None:
-    parties, count = getattr(barrier, "_parties", None), getattr(barrier, "_count", None)
-    return parties - count if isinstance(parties, int) and isinstance(count, int) else None
-
-
-def _worker_of(future: Any, frames: dict[int, Any]) -> Any:
-    """Return the record of the pool's thread that runs a ``concurrent.futures.Future``, None if nobody does yet."""
-    pool = sys.modules.get("concurrent.futures.thread")
-    code = getattr(getattr(getattr(pool, "_WorkItem", None), "run", None), "__code__", None)
-    if code is None:
-        return None
-    for ident, innermost in list(frames.items()):
-        frame = innermost
-        while frame is not None:
-            if frame.f_code is code and getattr(frame.f_locals.get("self"), "future", None) is future:
-                return core.record_of_ident(ident)
-            frame = frame.f_back
-    return None
-
-
-def _asyncio_folder() -> str:
-    return os.path.dirname(os.path.abspath(sys.modules["asyncio.tasks"].__file__ or "")) + os.sep

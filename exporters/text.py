@@ -186,7 +186,8 @@ def render_report(
     _held(writer, scene)
     in_ring = frozenset(actor for ring in rings for actor in ring)
     tasks = [actor for actor, found in scene.actors.items() if found.type == "task"]
-    _actors(writer, scene, in_ring, "thread", [actor for actor in scene.actors if actor not in frozenset(tasks)])
+    threads = [actor for actor, found in scene.actors.items() if found.type != "task"]
+    _actors(writer, scene, in_ring, "thread", threads)
     if tasks:
         _actors(writer, scene, in_ring, "task", tasks)
     _health(writer, report)

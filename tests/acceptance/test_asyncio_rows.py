@@ -330,7 +330,7 @@ SLOW_BUT_TURNING = {
 
 @pytest.mark.parametrize("how", SLOW_BUT_TURNING)
 def test_a_loop_that_turns_is_silent(runner: Any, how: str) -> None:
-    runner.silent(BLOCKED.format(slowly=SLOW_BUT_TURNING[how]), loop_blocked=0.5)
+    runner.silent(BLOCKED.format(slowly=SLOW_BUT_TURNING[how]), loop_blocked=1.5)
 
 
 # ---------------------------------------------------------------- nobody left
@@ -404,6 +404,7 @@ def test_f54_tasks_that_gather_each_other_are_a_deadlock(runner: Any, assert_dea
 
 SOUND = {
     "a main task that waits for ever": "await asyncio.Event().wait()",
+    "a main task that awaits a bare future": "await asyncio.get_running_loop().create_future()",
     "a server without clients": """
         server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
         async with server:
