@@ -153,7 +153,7 @@ def is_parked(ident: int) -> bool:
     if file.startswith("<program"):
         return True  # a core in C has no frame
     line = linecache.getline(file, frame.f_lineno)
-    return any(call in line for call in (".acquire(", ".__enter__(", "_acquire_restore(", ".join(", ".get("))
+    return any(call in line for call in (".acquire(", ".__enter__(", "_acquire_restore(", ".join(", "_original("))
 
 
 def is_idle(ident: int) -> bool:

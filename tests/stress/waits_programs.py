@@ -29,6 +29,7 @@ KINDS = {
     "event": 2,
     "barrier": 1,
     "queue": 3,
+    "simplequeue": 1,
     "pool": 2,
 }
 STYLES = {"with": 5, "try": 2, "later": 2, "timed": 1, "attempt": 1, "forget": 1}
@@ -78,9 +79,10 @@ class _Plan:
         return [] if self.is_global else [self.name(thing) for thing in sorted(uses)]
 
 
-def make_program(seed: int) -> Program:
+def make_program(seed: int, *, simple_queues: bool = True) -> Program:
+    """Return a program; one whose agent does not see waits for simple queues has none."""
     chance = random.Random(seed)
-    things = _make_things(chance)
+    things = _make_things(chance, {**KINDS, "simplequeue": KINDS["simplequeue"] * simple_queues})
     pools = [number for number, thing in enumerate(things) if thing.kind == "pool"]
     homes = [-1] * chance.randint(2, 3 if pools else 4)
     homes += [chance.choice(pools) for _ in range(chance.randint(1, 3) if pools else 0)]
@@ -104,10 +106,10 @@ def make_program(seed: int) -> Program:
     return Program(seed, machine, "\n".join(lines) + "\n", plan.is_global, uses)
 
 
-def _make_things(chance: random.Random) -> tuple[Thing, ...]:
+def _make_things(chance: random.Random, kinds: dict[str, int]) -> tuple[Thing, ...]:
     things: list[Thing] = []
     for number in range(chance.randint(1, 5)):
-        kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = chance.choices(list(kinds), list(kinds.values()))[0]
         if kind == "signal" and any(thing.kind == "signal" for thing in things):
             kind = "event"
         mutexes = [other for other, thing in enumerate(things) if thing.kind in ("lock", "rlock")]
@@ -124,6 +126,7 @@ def _constructor(thing: Thing, plan: _Plan) -> str:
         return "Condition()" if shared.startswith("condition") else f"Condition({shared})"
     size = f"{thing.size}" if thing.size or thing.kind == "semaphore" else ""
     types = {"rlock": "RLock", "signal": "Lock", "bounded": "BoundedSemaphore", "pool": "ThreadPoolExecutor"}
+    types["simplequeue"] = "SimpleQueue"
     return f"{types.get(thing.kind, thing.kind.title())}({size})"
 
 
@@ -258,6 +261,10 @@ class _Writer:
             self._step(op, "try:", call, f"except {'Full' if what == 'put' else 'Empty'}:", "    pass")
         else:
             self._step(op, f"{name}.{what}({'1' if what == 'put' else ''})")
+
+    def _write_simplequeue(self, number: int, name: str) -> None:
+        what = self.chance.choice(("put", "get"))
+        self._step(Op(what, number), f"{name}.{what}({'1' if what == 'put' else ''})")
 
     def _write_pool(self, number: int, name: str) -> None:
         tasks = [task for task, home in enumerate(self.plan.homes) if home == number]
