@@ -6,8 +6,8 @@ that a signal ends leads to whoever has given such signals before; where nobody 
 whose running functions call what would end it (``put`` for who waits at an empty queue): they might have come to that call.
 Without a cycle it is a stall: nobody is left who could notify, set or put.
 
-A join is no step of a cycle by itself: who joins a stuck thread is behind it.  Only a cycle with a lock or permit in it is
-called a deadlock.
+A join is no step of a cycle by itself: who joins a stuck thread is behind it.  Only a cycle with a lock, a permit or a full
+queue in it is called a deadlock.  Whoever else would have to go on for a member is one, too: the other holder of a permit.
 
 Source     Tarjan, Depth-First Search and Linear Graph Algorithms, SIAM J. Comput. 1(2), 1972.
 Cost       linear in actors + edges of the residue, but for a lock that n signals are said to need: n edges each.
@@ -99,8 +99,11 @@ def residue_findings(
     rings = graph.find_rings(snapshot)
     findings = []
     rest = set(residue)
-    for cycle in _cycles(scene, waits):
-        behind = _behind(waits, cycle) - cycle
+    cycles = _cycles(scene, waits)
+    in_cycles = frozenset(serial for cycle in cycles for serial in cycle)
+    for core in cycles:
+        cycle = core | (_closure(waits, core) - in_cycles)  # who holds another permit of the same kind is stuck, too
+        behind = _behind(waits, core) - cycle
         rest -= cycle | behind
         ring = next((ring for ring in rings if cycle == set(ring)), None)
         if cycle <= known or (suspected and ring is not None):
@@ -116,7 +119,11 @@ def residue_findings(
 
 def _stall(scene: Scene, asleep: frozenset[int], doubt: str | None, evidence: str | None) -> Finding:
     awaited = {serial: scene.resources[scene.requests[serial].resource] for serial in asleep}
-    signalled = frozenset(s for s in asleep if awaited[s].ends != "holder" and awaited[s].kind != "event-loop")
+    signalled = frozenset(
+        serial
+        for serial, resource in awaited.items()
+        if resource.ends != "holder" and resource.kind not in _FOLLOWED and resource.kind != "event-loop"
+    )
     members = signalled or asleep
     return _finding(scene, "stall", members, asleep - members, doubt, False, evidence)
 
@@ -199,6 +206,9 @@ def _waits_for(scene: Scene, residue: frozenset[int]) -> dict[int, set[int]]:
 
 
 def _is_lock_like(resource: Resource) -> bool:
+    """Return whether there is something to be had and given back; room in a queue is, too."""
+    if resource.kind == "queue":
+        return (resource.detail or "").startswith("full")
     return resource.ends in {"holder", "any-holder", "all-holders"} and resource.kind not in _FOLLOWED
 
 
@@ -210,7 +220,7 @@ def _cycles(scene: Scene, waits: dict[int, set[int]]) -> list[frozenset[int]]:
         if any(
             _is_lock_like(scene.resources[scene.requests[serial].resource])
             and not scene.resources[scene.requests[serial].resource].signal_mode
-            and any(edge.holder in group for edge in scene.holders.get(scene.requests[serial].resource, ()))
+            and waits[serial] & group
             for serial in group
         )
     ]
@@ -221,6 +231,7 @@ def _components(following: dict[int, set[int]]) -> list[frozenset[int]]:
     order: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
+    on_stack: set[int] = set()
     components = []
     for root in following:
         work = [] if root in order else [(root, iter(sorted(following[root])))]
@@ -229,33 +240,41 @@ def _components(following: dict[int, set[int]]) -> list[frozenset[int]]:
             if at not in order:
                 order[at] = low[at] = len(order)
                 stack.append(at)
+                on_stack.add(at)
             other = next(others, None)
             if other is None:
                 work.pop()
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[at])
                 if low[at] == order[at]:
-                    group = frozenset(stack[stack.index(at) :])
-                    del stack[stack.index(at) :]
+                    members = [stack.pop()]
+                    while members[-1] != at:
+                        members.append(stack.pop())
+                    group = frozenset(members)
+                    on_stack -= group
                     if len(group) > 1 or at in following[at]:
                         components.append(group)
             elif other not in order:
                 work.append((other, iter(sorted(following[other]))))
-            elif other in stack:
+            elif other in on_stack:
                 low[at] = min(low[at], order[other])
     return components
 
 
 def _behind(waits: dict[int, set[int]], cycle: frozenset[int]) -> frozenset[int]:
-    """Return who waits, directly or through others, for a member."""
+    """Return who waits, directly or through others, for a member; the members, too."""
     awaited_by: dict[int, set[int]] = defaultdict(set)
     for actor, others in waits.items():
         for other in others:
             awaited_by[other].add(actor)
-    found = set(cycle)
-    work = list(cycle)
+    return _closure(awaited_by, cycle)
+
+
+def _closure(following: dict[int, set[int]], start: frozenset[int]) -> frozenset[int]:
+    found = set(start)
+    work = list(start)
     while work:
-        for actor in awaited_by[work.pop()] - found:
-            found.add(actor)
-            work.append(actor)
+        for one in following.get(work.pop(), set()) - found:
+            found.add(one)
+            work.append(one)
     return frozenset(found)

@@ -206,3 +206,52 @@ def test_a_queue_needs_what_its_state_says():
     assert residue.verbs(resource(1, "queue", detail="2 tasks not done")) == {"task_done"}
     assert residue.verbs(resource(1, "queue")) == {"get", "get_nowait", "put", "put_nowait"}
     assert not residue.verbs(resource(1, "lock"))
+
+
+def test_two_who_wait_for_room_in_each_others_queue_are_a_circle():
+    full = [resource(serial, "queue", detail="full, 1 of 1") for serial in (10, 20)]
+    both = (actor(1, "blocked", calls=("get", "put")), actor(2, "blocked", calls=("get", "put")))
+
+    (finding,) = findings_of(snapshot(waits(1, 10), waits(2, 20), resources=tuple(full), actors=both), {1, 2})
+
+    assert (finding.kind, finding.resource_kind) == ("deadlock", "queue")
+
+
+def test_two_who_only_put_into_a_full_queue_are_a_stall():
+    full = (resource(10, "queue", detail="full, 1 of 1"),)
+    both = (actor(1, "blocked", calls=("put",)), actor(2, "blocked", calls=("put",)))
+
+    (finding,) = findings_of(snapshot(waits(1, 10), waits(2, 10), resources=full, actors=both), {1, 2})
+
+    assert finding.kind == "stall"
+
+
+def test_the_other_holder_of_a_permit_is_a_member_though_it_waits_for_a_signal():
+    picture = snapshot(
+        *(waits(1, 20), holds(1, 10), waits(2, 30), holds(2, 10), waits(3, 10), holds(3, 20)),
+        kinds={10: "semaphore", 30: "event"},
+    )
+
+    (finding,) = findings_of(picture, {1, 2, 3})
+
+    assert roles(finding) == dict.fromkeys(("worker-1", "worker-2", "worker-3"), "member")
+
+
+def test_who_waits_for_the_end_of_a_sleeper_is_behind_it():
+    picture = snapshot(
+        waits(1, 10),
+        waits(2, 20),
+        holds(1, 20),
+        resources=(resource(20, "thread", ended_by="all-holders"),),
+        kinds={10: "event"},
+    )
+
+    (finding,) = findings_of(picture, {1, 2})
+
+    assert roles(finding) == {"worker-1": "member", "worker-2": "behind"}
+
+
+def test_five_thousand_in_one_circle_are_found_without_recursion():
+    (finding,) = findings_of(ring_of(*range(1, 5001)), range(1, 5001))
+
+    assert len(finding.actors) == 5000
