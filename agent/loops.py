@@ -2,8 +2,8 @@
 
 A loop's thread is in ``run_forever``; whether it is asleep in its selector or inside a callback is read from the frames.  A loop
 asleep that has no timer, nothing ready, no descriptor but its own pipe and no signal handler wakes up only if another
-thread calls it.  Loops that are not made of asyncio's own base class (uvloop) keep all this in C: they are taken to be alive,
-and what their timers might end nobody can say.
+thread calls it.  Loops that are not made of asyncio's own base class (uvloop) keep all this in C: they are not
+seen to run, and their tasks count as able to go on.
 
 Assumes    copies of lists and deques are atomic under the GIL; where one changes meanwhile, the answer is "alive".
 Sources    CPython Lib/asyncio/base_events.py, selector_events.py, unix_events.py, 3.10-3.15.
