@@ -445,6 +445,7 @@ static PyMethodDef core_methods[] = {
     {"records", core_records, METH_NOARGS, "Return the records of live threads and of ended ones that hold something."},
     {"forget_record", core_forget_record, METH_O, "Drop an ended record from the table."},
     {"mark_agent_thread", core_mark_agent_thread, METH_NOARGS, "Make the calling thread one of the agent's."},
+    {"find_cell", core_find_cell, METH_VARARGS, "Return the cell that an object has, or None."},
     {"keep_cell", core_keep_cell, METH_VARARGS, "Lay a cell into an object, unless it has one; return what it has."},
     {"begin_wait", core_begin_wait, METH_VARARGS, "Publish a wait for something that is not a lock of ours."},
     {"wait_mark", core_wait_mark, METH_NOARGS, "Return how many waits the calling thread is in."},

@@ -248,6 +248,7 @@ PyObject *core_signal_unregister(PyObject *module, PyObject *args);
 /* _core_sync.c */
 int Sync_init(PyObject *module);
 PyObject *core_configure_sync(PyObject *module, PyObject *args);
+PyObject *core_find_cell(PyObject *module, PyObject *args);
 PyObject *core_keep_cell(PyObject *module, PyObject *args);
 PyObject *core_configure_simple_get(PyObject *module, PyObject *args);
 PyObject *core_replace_method(PyObject *module, PyObject *args);

@@ -37,6 +37,14 @@ static struct {
 static PyObject *s_cell, *s_learn, *s_cond, *s_lock, *s_value, *s_initial, *s_waiters, *s_holders, *s_foreign,
     *s_timeout, *s_signallers;
 
+/* Return an attribute, a new reference; NULL: there is none, or an exception is set that is no AttributeError.  Asks no
+ * `__getattr__` of the program, and makes no exception to drop it. */
+static PyObject *
+attribute(PyObject *object, PyObject *name)
+{
+    return _PyObject_GenericGetAttrWithDict(object, name, NULL, 1);
+}
+
 static PyObject *
 kind_of(PyCodeObject *code)
 {
@@ -56,12 +64,22 @@ core_keep_cell(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OUO:keep_cell", &target, &name, &cell)) {
         return NULL;
     }
-    PyObject *found = PyObject_GenericGetAttr(target, name);
-    if (found != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError)) {
+    PyObject *found = attribute(target, name);
+    if (found != NULL || PyErr_Occurred()) {
         return found;
     }
-    PyErr_Clear();
     return PyObject_GenericSetAttr(target, name, cell) < 0 ? NULL : Py_NewRef(cell);
+}
+
+PyObject *
+core_find_cell(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *target, *name;
+    if (!PyArg_ParseTuple(args, "OU:find_cell", &target, &name)) {
+        return NULL;
+    }
+    PyObject *found = attribute(target, name);
+    return found != NULL || PyErr_Occurred() ? found : Py_NewRef(Py_None);
 }
 
 /* -- Condition.wait -- */
@@ -71,9 +89,8 @@ core_keep_cell(PyObject *Py_UNUSED(module), PyObject *args)
 static PyObject *
 find_cell(PyObject *condition, PyObject *target, PyObject *kind)
 {
-    PyObject *cell = PyObject_GenericGetAttr(condition, s_cell); /* asks no `__getattr__` of the program */
-    if (cell == NULL) {
-        PyErr_Clear();
+    PyObject *cell = attribute(condition, s_cell);
+    if (cell == NULL && !PyErr_Occurred()) {
         cell = PyObject_CallFunctionObjArgs(lib.cell_of, condition, target, kind, NULL);
     }
     if (cell == Py_None) {
@@ -202,7 +219,7 @@ wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *na
 static PyObject *
 peek(PyObject *object, PyObject *name)
 {
-    PyObject *value = PyObject_GenericGetAttr(object, name);
+    PyObject *value = attribute(object, name);
     if (value == NULL) {
         PyErr_Clear();
         return NULL;

@@ -467,6 +467,14 @@ def _rechain(record: ThreadRecord) -> None:
 # ---------------------------------------------------------------- waiting
 
 
+def find_cell(target: Any, name: str) -> Any:
+    """Return the cell that was laid into an object, or None; asks no ``__getattr__`` of the program."""
+    try:
+        return object.__getattribute__(target, name)
+    except AttributeError:
+        return None
+
+
 def keep_cell(target: Any, name: str, cell: Any) -> Any:
     """Lay a cell into an object that has a ``__dict__``; return it, or the one that another thread laid there first."""
     return target.__dict__.setdefault(name, cell)

@@ -77,6 +77,7 @@ records = implementation.records
 forget_record = implementation.forget_record
 mark_agent_thread = implementation.mark_agent_thread
 next_serial = implementation.next_serial
+find_cell = implementation.find_cell
 keep_cell = implementation.keep_cell
 waiter_lock = implementation.waiter_lock
 begin_wait = implementation.begin_wait

@@ -29,9 +29,6 @@ SIGNALLER_LIMIT: Final = 16  # remembered for one resource
 ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of other actors are above
 STACK_LIMIT: Final = 100
 CELL: Final = "_concagent_cell"
-# Asks no ``__getattr__`` of the program, and makes no dictionary: since 3.11 an instance that never showed its ``__dict__`` has
-# none, and the interpreter is quicker with it.
-_attribute: Final = object.__getattribute__
 
 RawStack = tuple[tuple[Any, int], ...]
 
@@ -150,10 +147,8 @@ class ExitCell:
 
 def sync_cell(target: Any, kind: str) -> SyncCell:
     """Return the cell of a condition, semaphore ..., made on first use."""
-    try:
-        return _attribute(target, CELL)  # type: ignore[no-any-return]
-    except AttributeError:
-        return core.keep_cell(target, CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
+    cell = core.find_cell(target, CELL)
+    return cell if cell is not None else core.keep_cell(target, CELL, SyncCell(kind, target))  # type: ignore[no-any-return]
 
 
 def condition_cell(condition: Any, target: Any, kind: str, detail: Callable[[Any], str | None] | None) -> SyncCell:
@@ -171,21 +166,14 @@ def condition_cell(condition: Any, target: Any, kind: str, detail: Callable[[Any
 
 def thread_cell(thread: Any) -> ThreadCell:
     """Return the cell of a ``Thread`` object, made on first use."""
-    try:
-        return _attribute(thread, CELL)  # type: ignore[no-any-return]
-    except AttributeError:
-        return core.keep_cell(thread, CELL, ThreadCell(thread))  # type: ignore[no-any-return]
+    cell = core.find_cell(thread, CELL)
+    return cell if cell is not None else core.keep_cell(thread, CELL, ThreadCell(thread))  # type: ignore[no-any-return]
 
 
 def existing_cell(target: Any) -> Any:
     """Return the cell of a lock, condition, thread ... if it has one, else None."""
     cell = core.cell_of(target)
-    if cell is None:
-        try:
-            cell = _attribute(target, CELL)
-        except AttributeError:
-            return None
-    return cell
+    return cell if cell is not None else core.find_cell(target, CELL)
 
 
 def make_room_for_cells(*classes: Any) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import deque
 from typing import Any
 
 from concagent import _real, core, state
@@ -34,9 +35,12 @@ def join(self: Any, timeout: float | None = None) -> None:
     mark = core.wait_mark()
     try:
         try:
-            if self.ident is not None and self.is_alive() and self.ident != _real.get_ident():
+            ident = self.ident
+            if ident is not None and ident != _real.get_ident():
                 wait = core.begin_wait(state.thread_cell(self), timeout is not None, _real.getframe(1))
-                core.check_wait(wait)
+                joined = core.record_of_ident(ident)
+                if joined is not None and joined.waits:  # else it will walk itself, and see this wait
+                    core.check_wait(wait)
         except DeadlockError:
             raise
         except Exception as error:  # noqa: BLE001 - border: the join goes on with plain semantics
@@ -44,6 +48,41 @@ def join(self: Any, timeout: float | None = None) -> None:
         return _thread_join(self, timeout)
     finally:
         core.end_waits(mark)
+
+
+class _StartCondition(_real.Condition):
+    """What ``start`` waits on until the new thread says that it runs.
+
+    It always says so, so there is nothing to watch; and watched, this one wait is what costs: the new thread would get a record
+    for nothing but the lock in here.
+    """
+
+    wait = _real.Condition.wait  # the original: bound before any patch
+
+    def __init__(self, lock: Any) -> None:
+        """Do what the original does for a lock of the original type, without asking it what it lacks."""
+        self._lock = lock
+        for name in _LOCK_METHODS:
+            setattr(self, name, getattr(lock, name))
+        self._waiters: deque[Any] = deque()
+
+
+def _lock_methods() -> tuple[str, ...]:
+    """Return what a condition takes from its lock; empty if conditions of this version consist of something else, too."""
+    lock = _real.allocate_lock()
+    parts = dict(vars(_real.Condition(lock)))
+    expected = type(parts.pop("_waiters", None)) is deque and parts.pop("_lock", None) is lock
+    same = all(getattr(lock, name, None) == part for name, part in parts.items())
+    return tuple(parts) if expected and same else ()
+
+
+_LOCK_METHODS = _lock_methods()
+
+
+def _leave_start_unwatched(thread: Any) -> None:
+    started = thread._started
+    if _LOCK_METHODS and type(started) is _real.Event and type(started._cond) is _real.Condition and not started._flag:
+        started._cond = _StartCondition(_real.allocate_lock())
 
 
 @functools.wraps(_thread_start)
@@ -54,6 +93,7 @@ def start(self: Any) -> None:
             frame = _real.getframe(1)
             cell = state.thread_cell(self)
             cell.code, cell.lasti = frame.f_code, frame.f_lasti
+            _leave_start_unwatched(self)
         except Exception as error:  # noqa: BLE001 - border
             state.count_error("hook", error)
     _thread_start(self)

@@ -369,3 +369,24 @@ def test_methods_are_freed_with_what_they_hold(agent: Any) -> None:
         core.implementation.sync_method("acquire", hook)
 
     assert sys.getrefcount(hook) == count
+
+
+def test_the_condition_that_a_start_waits_on_is_a_condition_as_good_as_any(agent: Any) -> None:
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: seen.append(thread._started.is_set()))
+    thread.start()
+    thread.join()
+    inner = thread._started._cond
+
+    with inner:
+        inner.notify_all()
+        timed_out = not inner.wait(0)
+    inner._at_fork_reinit()
+
+    assert seen == [True]
+    assert isinstance(inner, _real.Condition)
+    assert set(vars(inner)) == set(vars(_stock.Condition(_real.allocate_lock())))
+    assert timed_out
+    assert not inner._lock.locked()
+    with pytest.raises(RuntimeError, match="threads can only be started once"):
+        thread.start()
