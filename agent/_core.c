@@ -116,6 +116,15 @@ core_records(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 }
 
 static PyObject *
+core_untracked(PyObject *Py_UNUSED(module), PyObject *value)
+{
+    if (PyObject_IS_GC(value) && PyObject_GC_IsTracked(value)) {
+        PyObject_GC_UnTrack(value);
+    }
+    return Py_NewRef(value);
+}
+
+static PyObject *
 core_forget_record(PyObject *Py_UNUSED(module), PyObject *record)
 {
     if (Py_TYPE(record) == RecordType && ((Record *)record)->ended && ((Record *)record)->held_count == 0) {
@@ -443,6 +452,8 @@ static PyMethodDef core_methods[] = {
     {"current_record", core_current_record, METH_NOARGS, "Return the calling thread's record, made on first use."},
     {"record_of_ident", core_record_of_ident, METH_O, "Return the live record of an OS thread id, or None."},
     {"records", core_records, METH_NOARGS, "Return the records of live threads and of ended ones that hold something."},
+    {"untracked", core_untracked, METH_O, "Return a value that is in no cycle, hidden from the garbage collector."},
+    {"readings", core_readings, METH_O, "Return what each record waits for and holds."},
     {"forget_record", core_forget_record, METH_O, "Drop an ended record from the table."},
     {"mark_agent_thread", core_mark_agent_thread, METH_NOARGS, "Make the calling thread one of the agent's."},
     {"find_cell", core_find_cell, METH_VARARGS, "Return the cell that an object has, or None."},

@@ -216,12 +216,14 @@ void Record_forget_caches(void);
 void Record_remove(Record *self, Lock *lock);
 Chain *Record_find_chain(Record *self, Chain *parent, Lock *lock, Site site, int blocking);
 PyObject *Record_waiting(Record *self);
+PyObject *core_readings(PyObject *module, PyObject *records);
 extern PyType_Spec Record_spec, ThreadEnd_spec;
 
 /* _core_class.c */
 LockClass *LockClass_of_site(int kind, FramePtr frame);
 LockCell *Lock_cell(Lock *self);         /* borrowed result */
 PyObject *LockCell_hold(LockCell *self); /* new reference */
+PyObject *LockCell_hold_seen_by(LockCell *self, PyObject *wait);
 void LockCell_lock_gone(LockCell *self);
 int Code_ask_transparent(PyCodeObject *code, size_t slot);
 void count_bucket(uint64_t *buckets, uint64_t ns);

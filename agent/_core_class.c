@@ -275,7 +275,7 @@ LockCell_get_hold(LockCell *self, void *Py_UNUSED(closure))
     return LockCell_hold(self);
 }
 
-static PyObject *
+PyObject *
 LockCell_hold_seen_by(LockCell *self, PyObject *Py_UNUSED(wait))
 {
     if (self->cls->is_signal) {

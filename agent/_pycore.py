@@ -370,6 +370,26 @@ def _holds(record: ThreadRecord, cell: LockCell) -> bool:
     return hold is not None and hold[0] is record
 
 
+def untracked(value: Any) -> Any:
+    """Return a new value that is in no cycle, hidden from the garbage collector where the twin can do that."""
+    return value
+
+
+def readings(of: list[ThreadRecord]) -> list[tuple[int, Any, Any, tuple[Any, ...]]]:
+    """Return (epoch, innermost wait, hold that it waits for, pairs of held cells and holds) of each record.
+
+    In this order, as the argument of ``snapshots`` needs it; a hold is in the last only if the record still has it.
+    """
+    found = []
+    for record in of:
+        epoch = record.epoch
+        wait = record.waiting()
+        hold = wait.resource.hold_seen_by(wait) if wait is not None else None
+        held = [(cell, cell.hold) for cell in record.held[:]]
+        found.append((epoch, wait, hold, tuple([(cell, h) for cell, h in held if h is not None and h[0] is record])))
+    return found
+
+
 def records() -> list[ThreadRecord]:
     """Return the records of live threads, and of ended ones that still hold something."""
     return list(_records.values())

@@ -23,26 +23,47 @@ if TYPE_CHECKING:
 _ASSIGNMENT = re.compile(r"^\s*(?P<target>[A-Za-z_][\w.]*)\s*(?::[^=]+)?=(?!=)\s*(?P<value>.+)$")
 
 
-def name_of(target: Any, created: CallSite | None, wait: Any = None) -> str | None:
-    """Return the name of a lock (``target``, None if it is not at hand), None if it cannot be told."""
-    if target is not None:
-        files = [created.file] if created is not None else []
-        if wait is not None and wait.code is not None and wait.code.co_filename not in files:
-            files.append(wait.code.co_filename)
-        for file in files:
-            name = _global_name(target, file)
-            if name is not None:
-                return name
-    return _assigned_name(created) if created is not None else None
+class Namer:
+    """Answers for one picture: thousands of locks were created in few places and waited for in few modules."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._assigned: dict[CallSite, str | None] = {}
+        self._globals: dict[str, dict[int, str]] = {}
+
+    def name_of(self, target: Any, created: CallSite | None, wait: Any = None) -> str | None:
+        """Return the name of a lock (``target``, None if it is not at hand), None if it cannot be told."""
+        if target is not None:
+            files = [created.file] if created is not None else []
+            if wait is not None and wait.code is not None and wait.code.co_filename not in files:
+                files.append(wait.code.co_filename)
+            for file in files:
+                name = self._global_name(target, file)
+                if name is not None:
+                    return name
+        if created is None:
+            return None
+        if created not in self._assigned:
+            self._assigned[created] = _assigned_name(created)
+        return self._assigned[created]
+
+    def _global_name(self, target: Any, file: str) -> str | None:
+        names = self._globals.get(file)
+        if names is None:
+            names = self._globals[file] = _global_names(file)
+        return names.get(id(target))
 
 
-def _global_name(target: Any, file: str) -> str | None:
-    names = []
+def _global_names(file: str) -> dict[int, str]:
+    """Return the first name of each global of the modules made from a file, by the value's id: globals live on."""
+    names: dict[int, str] = {}
     for module in list(sys.modules.values()):
         namespace = getattr(module, "__dict__", None)
         if namespace is not None and namespace.get("__file__") == file:
-            names += [key for key, value in list(namespace.items()) if value is target and isinstance(key, str)]
-    return names[0] if names else None
+            for key, value in list(namespace.items()):
+                if isinstance(key, str):
+                    names.setdefault(id(value), key)
+    return names
 
 
 def _assigned_name(created: CallSite) -> str | None:

@@ -9,6 +9,9 @@ may have released before its wait began.
 Stacks are read once, after the second reading, for the threads that the caller asks for.  A thread that is blocked cannot
 change its stack; for the others a stack is a sample, as in every profiler.
 
+The parts of a picture are values that are in no cycle, and there may be some ten thousand of them.  The garbage collector is not
+shown them (`core.untracked`), or a picture of many threads makes it go through the whole heap of the program.
+
 Invariants P1-P3 of ``model``.
 Cost       O(threads + held locks) per reading, plus the frames of the wanted stacks; the monitor's thread only, except for
            a victim, who reads the few threads of its own ring.
@@ -112,9 +115,9 @@ def take(
     """
     records = [r for r in core.records() if only is None or r.serial in only]
     sources = state.sources() if only is None else ()
-    first = [_read(record) for record in records]
+    first = core.readings(records)
     read_once = [source.read() for source in sources]
-    second = [_read(record) for record in records]
+    second = core.readings(records)
     read_twice = [source.read() for source in sources]
     now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
     frames = _real.current_frames()
@@ -164,15 +167,6 @@ def of_fork(fork: Any, holds: Iterable[Any]) -> Snapshot:
     return builder.build(_real.monotonic_ns(), _real.wall_seconds())
 
 
-def _read(record: Any) -> tuple[int, Any, Any, tuple[Any, ...]]:
-    """Return (epoch, wait, hold that it waits for, held cells with their holds) in the order that the argument needs."""
-    epoch = record.epoch
-    wait = record.waiting()
-    hold = wait.resource.hold_seen_by(wait) if wait is not None else None
-    held = tuple((cell, cell.hold) for cell in list(record.held))
-    return epoch, wait, hold, tuple((cell, h) for cell, h in held if h is not None and h[0] is record)
-
-
 def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     return one[0] == two[0] and one[1] is two[1] and one[2] is two[2]
 
@@ -199,6 +193,17 @@ class Builder:
         self.assignments: dict[tuple[int, int], AssignmentEdge] = {}
         self.signals: dict[tuple[int, int], SignalEdge] = {}
         self.unknown = 0
+        self._names = naming.Namer()
+        self._sites: dict[tuple[int, int], CallSite | None] = {}
+        self._holds: dict[tuple[int, int], Any] = {}
+
+    def _site(self, code: CodeType | None, lasti: int) -> CallSite | None:
+        """Return `call_site`, looked up once: thousands of threads block in few places."""
+        key = (id(code), lasti)  # waits and holds keep their code, and the readings keep them
+        try:
+            return self._sites[key]
+        except KeyError:
+            return self._sites.setdefault(key, call_site(code, lasti))
 
     def add_actor(self, actor: Actor) -> None:
         """List an actor that is no thread of ours."""
@@ -226,7 +231,7 @@ class Builder:
         record.refresh()
         frame = self.frames.get(record.ident)
         gone = record.ended or frame is None
-        self.actors[record.serial] = Actor(
+        actor = Actor(
             record.serial,
             "thread",
             record.pid,
@@ -236,18 +241,19 @@ class Builder:
             self._state(record, wait, stable, gone),
             *self._stack(record, None if gone else frame, interrupted=bool(held) and wait is not None),
         )
+        self.actors[record.serial] = core.untracked(actor)
         for cell, own in held:
             self.assign(cell, own)
         if wait is None or not stable or gone:
             return
         resource = wait.resource
         self.add_resource(resource, wait)
-        site = call_site(wait.code, wait.lasti)
+        site = self._site(wait.code, wait.lasti)
         own = hold is not None and hold[0] is record and wait.token is not None
         habit = state.hold_discipline(resource, wait.token) if own else "bare"
         over = interruptions.over(frame, hold[1], hold[2], is_own_code) if own else None
         request = RequestEdge(record.serial, resource.serial, wait.since_ns, epoch, wait.timed, site, habit, over)
-        self.requests.append(request)
+        self.requests.append(core.untracked(request))
         if hold is not None:
             self.assign(resource, hold)
         for holder, depth in list(getattr(resource, "holders", {}).items()):
@@ -281,12 +287,16 @@ class Builder:
     def assign(self, cell: Any, hold: Any) -> None:
         """Add an assignment edge, with its resource and holder."""
         holder = hold[0]
+        key = (cell.serial, holder.serial)
+        if self._holds.get(key) is hold:
+            return  # its holder and each of its waiters come with the same one
+        self._holds[key] = hold
         self.add_resource(cell, None)
         depth = max(1, getattr(cell, "depth", 1))
         since = getattr(cell, "since_ns", None)
-        site = call_site(hold[1], hold[2])
+        site = self._site(hold[1], hold[2])
         edge = AssignmentEdge(cell.serial, holder.serial, since, depth, site, self._discipline(cell, hold))
-        self.assignments[cell.serial, holder.serial] = edge
+        self.assignments[key] = core.untracked(edge)
         self._add_holder(holder)
 
     def assign_inherited(self, holds: Iterable[Any]) -> None:
@@ -326,7 +336,26 @@ class Builder:
         known = self.resources.get(cell.serial)
         if known is not None and (known.name or wait is None or not self.named):
             return
-        self.resources[cell.serial] = describe_resource(cell, wait, named=self.named)
+        self.resources[cell.serial] = core.untracked(self._describe(cell, wait))
+
+    def _describe(self, cell: Any, wait: Any) -> Resource:
+        """Return the frozen description of a lock, condition, thread ...; a wait for it may tell its name."""
+        cls = getattr(cell, "cls", None)
+        created = self._site(cell.code, cell.lasti) if cls is None else self._site(cls.code, cls.lasti)
+        kind = cell.kind
+        target = wait.user if wait is not None else None
+        permits = text = ended_by = given = None
+        if cls is not None:
+            signal = cls.signal
+        else:
+            if target is None and hasattr(cell, "reference"):
+                target = cell.reference()
+            given = _given_name(target)
+            signal = bool(getattr(cell, "foreign", True) and kind != "thread")
+            permits = _permits(kind, target)
+            ended_by, text = getattr(cell, "ended_by", None), _detail(cell, target)
+        name = cell.name or given or (self._names.name_of(target, created, wait) if self.named else None)
+        return Resource(cell.serial, kind, name, created, signal, permits, ended_by, text)
 
     def add_unknown_threads(self, known: set[int]) -> None:
         """List threads that never used anything tracked; serials from the far end, they have no record."""
@@ -356,20 +385,6 @@ class Builder:
             untracked_locks=state.untracked_locks,
             foreign_threads=max(0, _native_threads() - lastresort.native_threads() - len(self.frames)),
         )
-
-
-def describe_resource(cell: Any, wait: Any = None, *, named: bool = True) -> Resource:
-    """Return the frozen description of a lock, condition, thread ...; a wait for it may tell its name."""
-    code, lasti = (cell.cls.code, cell.cls.lasti) if hasattr(cell, "cls") else (cell.code, cell.lasti)
-    created = call_site(code, lasti)
-    target = wait.user if wait is not None else None
-    if target is None and hasattr(cell, "reference"):
-        target = cell.reference()
-    name = cell.name or _given_name(target) or (naming.name_of(target, created, wait) if named else None)
-    permits = _permits(cell.kind, target)
-    signal = cell.cls.signal if hasattr(cell, "cls") else bool(getattr(cell, "foreign", True) and cell.kind != "thread")
-    ended_by = getattr(cell, "ended_by", None)
-    return Resource(cell.serial, cell.kind, name, created, signal, permits, ended_by, _detail(cell, target))
 
 
 def _given_name(target: Any) -> str | None:
@@ -403,6 +418,8 @@ def _permits(kind: str, target: Any) -> int | None:
 def _native_threads() -> int:
     """Return the number of the process's OS threads, 0 where it cannot be told."""
     try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
+        with _real.open_file("/proc/self/stat", "rb", buffering=0) as file:
+            text: bytes = file.read(4096)
+        return int(text.rpartition(b")")[2].split()[17])  # num_threads; a listing takes 10 us for each
+    except (OSError, ValueError, IndexError):
         return 0

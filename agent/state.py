@@ -156,12 +156,12 @@ def condition_cell(condition: Any, target: Any, kind: str, detail: Callable[[Any
 
     A queue has a cell for each of its conditions: who puts does not end a wait to put.  Everything else has one.
     """
-    try:
-        return _attribute(condition, CELL)  # type: ignore[no-any-return]
-    except AttributeError:
+    cell = core.find_cell(condition, CELL)
+    if cell is None:
         cell = SyncCell(kind, target) if kind == "queue" else sync_cell(target, kind)
         cell.detail = detail
-        return core.keep_cell(condition, CELL, cell)  # type: ignore[no-any-return]
+        cell = core.keep_cell(condition, CELL, cell)
+    return cell  # type: ignore[no-any-return]
 
 
 def thread_cell(thread: Any) -> ThreadCell:

@@ -50,7 +50,7 @@ def join(self: Any, timeout: float | None = None) -> None:
         core.end_waits(mark)
 
 
-class _StartCondition(_real.Condition):
+class _StartCondition(threading.Condition):
     """What ``start`` waits on until the new thread says that it runs.
 
     It always says so, so there is nothing to watch; and watched, this one wait is what costs: the new thread would get a record
@@ -81,7 +81,8 @@ _LOCK_METHODS = _lock_methods()
 
 def _leave_start_unwatched(thread: Any) -> None:
     started = thread._started
-    if _LOCK_METHODS and type(started) is _real.Event and type(started._cond) is _real.Condition and not started._flag:
+    kinds: tuple[type, type] = type(started), type(started._cond)
+    if _LOCK_METHODS and kinds == (_real.Event, _real.Condition) and not started.is_set():
         started._cond = _StartCondition(_real.allocate_lock())
 
 

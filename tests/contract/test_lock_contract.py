@@ -1017,3 +1017,67 @@ def test_a_handler_that_interrupts_a_wait_may_take_the_same_lock(twin: Any, reco
     assert lock.acquire(False)
     lock.release()
     assert _waits(twin) == []
+
+
+def test_readings_say_what_the_records_say(twin: Any, recorder: Any) -> None:
+    outer, inner, free = twin.allocate_lock(), twin.RLock(), twin.allocate_lock()
+
+    class Resource:
+        def hold_seen_by(self, wait: Any) -> Any:
+            return wait.resource, "hold"
+
+    resource = Resource()
+    record = twin.current_record()
+    with outer, inner, free:
+        mark = twin.wait_mark()
+        twin.begin_wait(resource, True, None)
+        with_wait = twin.readings([record])
+        wait = record.waiting()
+        twin.end_waits(mark)
+        held = list(record.held)
+        expected = tuple((cell, cell.hold) for cell in held)
+    epoch = record.epoch
+    without = twin.readings([record, record])
+
+    assert with_wait == [(epoch - 1, wait, (resource, "hold"), expected)]
+    assert len(expected) == 3
+    assert without == [(epoch, None, None, ())] * 2
+    assert twin.readings([]) == []
+
+
+def test_a_reading_of_a_waiter_has_the_very_hold_that_its_holder_has(twin: Any, recorder: Any) -> None:
+    lock = twin.allocate_lock()
+    lock.acquire()
+    thread = _real.Thread(target=lambda: lock.acquire() and lock.release(), daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while (other := twin.record_of_ident(thread.ident)) is None or other.waiting() is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+    mine, theirs = twin.readings([twin.current_record(), other])
+    lock.release()
+    thread.join(20)
+
+    assert mine[3][0][1] is theirs[2]
+    assert theirs[1].resource is twin.cell_of(lock)
+
+
+def test_a_resource_that_fails_makes_its_reading_fail(twin: Any, recorder: Any) -> None:
+    class Broken:
+        def hold_seen_by(self, _wait: Any) -> Any:
+            raise ZeroDivisionError
+
+    mark = twin.wait_mark()
+    twin.begin_wait(Broken(), True, None)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            twin.readings([twin.current_record()])
+    finally:
+        twin.end_waits(mark)
+
+
+def test_an_untracked_value_is_the_value(twin: Any) -> None:
+    for value in ((1, [2]), [3], "text", None):
+        assert twin.untracked(value) is value
+        assert twin.untracked(value) is value

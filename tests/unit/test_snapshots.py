@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from concagent import _real, graph, snapshots, state
+from concagent import _pycore, _real, graph, snapshots, state
 from concagent.model import StackFrame
 
 CODE = (lambda: None).__code__
@@ -52,6 +52,7 @@ def take(monkeypatch):
     def take(*records, frameless=(), **options):
         frames = {record.ident: sys._getframe() for record in records if record.serial not in frameless}
         monkeypatch.setattr(snapshots.core, "records", lambda: list(records))
+        monkeypatch.setattr(snapshots.core, "readings", _pycore.readings)  # of records that are none of the core's
         monkeypatch.setattr(_real, "current_frames", lambda: frames)
         picture = snapshots.take(**options)
         graph.check_invariants(picture)
