@@ -1028,6 +1028,7 @@ def test_readings_say_what_the_records_say(twin: Any, recorder: Any) -> None:
 
     resource = Resource()
     record = twin.current_record()
+    left_by_others = twin.readings([record])[0][3]  # tests that end with a lock in hand
     with outer, inner, free:
         mark = twin.wait_mark()
         twin.begin_wait(resource, True, None)
@@ -1040,8 +1041,8 @@ def test_readings_say_what_the_records_say(twin: Any, recorder: Any) -> None:
     without = twin.readings([record, record])
 
     assert with_wait == [(epoch - 1, wait, (resource, "hold"), expected)]
-    assert len(expected) == 3
-    assert without == [(epoch, None, None, ())] * 2
+    assert len(expected) == len(left_by_others) + 3
+    assert without == [(epoch, None, None, left_by_others)] * 2
     assert twin.readings([]) == []
 
 
@@ -1059,7 +1060,7 @@ def test_a_reading_of_a_waiter_has_the_very_hold_that_its_holder_has(twin: Any, 
     lock.release()
     thread.join(20)
 
-    assert mine[3][0][1] is theirs[2]
+    assert mine[3][-1][1] is theirs[2]
     assert theirs[1].resource is twin.cell_of(lock)
 
 
