@@ -336,9 +336,9 @@ class Builder:
         known = self.resources.get(cell.serial)
         if known is not None and (known.name or wait is None or not self.named):
             return
-        self.resources[cell.serial] = core.untracked(self._describe(cell, wait))
+        self.resources[cell.serial] = core.untracked(self.describe(cell, wait))
 
-    def _describe(self, cell: Any, wait: Any) -> Resource:
+    def describe(self, cell: Any, wait: Any) -> Resource:
         """Return the frozen description of a lock, condition, thread ...; a wait for it may tell its name."""
         cls = getattr(cell, "cls", None)
         created = self._site(cell.code, cell.lasti) if cls is None else self._site(cls.code, cls.lasti)
@@ -385,6 +385,11 @@ class Builder:
             untracked_locks=state.untracked_locks,
             foreign_threads=max(0, _native_threads() - lastresort.native_threads() - len(self.frames)),
         )
+
+
+def describe_resource(cell: Any) -> Resource:
+    """Return the frozen description of one resource."""
+    return Builder({}, False, 0).describe(cell, None)
 
 
 def _given_name(target: Any) -> str | None:
