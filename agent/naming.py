@@ -54,6 +54,11 @@ class Namer:
         return names.get(id(target))
 
 
+def name_of(target: Any, created: CallSite | None, wait: Any = None) -> str | None:
+    """Return the name of one lock; a picture of many keeps a `Namer`."""
+    return Namer().name_of(target, created, wait)
+
+
 def _global_names(file: str) -> dict[int, str]:
     """Return the first name of each global of the modules made from a file, by the value's id: globals live on."""
     names: dict[int, str] = {}
