@@ -264,7 +264,7 @@ FrameRefs_get(FrameRefs *self, int slot)
 #  if PY_VERSION_HEX >= 0x030E0000
     _PyStackRef ref = self->frame->localsplus[slot];
     if (!PyStackRef_IsNull(ref) && !PyStackRef_IsTaggedInt(ref) && !PyStackRef_RefcountOnObject(ref)) {
-        return NULL;
+        return NULL; /* borrowed */
     }
 #  endif
     return Frame_local(self->frame, slot);
@@ -308,6 +308,32 @@ FrameRefs_init(FrameRefs *self, FramePtr frame, int inner)
     self->extra[self->extra_count++] = frame->f_locals;
     return 1;
 }
+
+#  if PY_VERSION_HEX >= 0x030E0000
+/* The frame that the collector goes through when it visits a generator or frame object, NULL: none.  It visits borrowed
+ * references like others, and skips them only when it counts. */
+static inline FramePtr
+Frame_visited_with(PyObject *object)
+{
+    FramePtr frame = NULL;
+    if (PyGen_Check(object) || PyCoro_CheckExact(object) || PyAsyncGen_CheckExact(object)) {
+        PyGenObject *generator = (PyGenObject *)object;
+        frame = generator->gi_frame_state == FRAME_CLEARED ? NULL : &generator->gi_iframe;
+    }
+    else if (PyFrame_Check(object) && ((PyFrameObject *)object)->f_frame->owner == FRAME_OWNED_BY_FRAME_OBJECT) {
+        frame = ((PyFrameObject *)object)->f_frame;
+    }
+    return frame == NULL || frame->stackpointer == NULL ? NULL : frame;
+}
+
+/* What a slot has only borrowed, else NULL. */
+static inline PyObject *
+Ref_borrowed(_PyStackRef ref)
+{
+    int counted = PyStackRef_IsNull(ref) || PyStackRef_IsTaggedInt(ref) || PyStackRef_RefcountOnObject(ref);
+    return counted ? NULL : PyStackRef_AsPyObjectBorrow(ref);
+}
+#  endif
 
 #endif
 #endif

@@ -244,35 +244,24 @@ visit(PyObject *object, void *arg)
 }
 
 #if PY_VERSION_HEX >= 0x030E0000
-/* Since 3.14 a frame's stack has borrowed references among others; the collector skips them only for itself. */
+static void
+uncount(Look *self, PyObject *object)
+{
+    Node *node = object == NULL ? NULL : Look_find(self, object);
+    if (node != NULL) {
+        node->explained--;
+    }
+}
+
+/* Since 3.14 a frame's stack has borrowed references among others: they lead there, but count for nothing. */
 static void
 uncount_borrowed(Look *self, PyObject *object)
 {
-    struct _PyInterpreterFrame *frame = NULL;
-    if (PyGen_Check(object) || PyCoro_CheckExact(object) || PyAsyncGen_CheckExact(object)) {
-        frame = &((PyGenObject *)object)->gi_iframe;
-        if (((PyGenObject *)object)->gi_frame_state >= FRAME_CLEARED) {
-            return;
-        }
-    }
-    else if (PyFrame_Check(object) && ((PyFrameObject *)object)->f_frame->owner == FRAME_OWNED_BY_FRAME_OBJECT) {
-        frame = ((PyFrameObject *)object)->f_frame;
-    }
-    if (frame == NULL || frame->stackpointer == NULL) {
-        return;
-    }
-    for (_PyStackRef *ref = frame->localsplus; ref < frame->stackpointer; ref++) {
-        if (!PyStackRef_IsNull(*ref) && !PyStackRef_IsTaggedInt(*ref) && !PyStackRef_RefcountOnObject(*ref)) {
-            Node *node = Look_find(self, PyStackRef_AsPyObjectBorrow(*ref));
-            if (node != NULL) {
-                node->explained--;
-            }
-        }
-    }
-    if (!PyStackRef_IsNull(frame->f_funcobj) && !PyStackRef_RefcountOnObject(frame->f_funcobj)) {
-        Node *node = Look_find(self, PyStackRef_AsPyObjectBorrow(frame->f_funcobj));
-        if (node != NULL) {
-            node->explained--;
+    FramePtr frame = Frame_visited_with(object);
+    if (frame != NULL) {
+        uncount(self, Ref_borrowed(frame->f_funcobj));
+        for (_PyStackRef *ref = frame->localsplus; ref < frame->stackpointer; ref++) {
+            uncount(self, Ref_borrowed(*ref));
         }
     }
 }
@@ -430,9 +419,12 @@ explain_frame(Look *self, FramePtr frame, int inner, PyObject *args, uint64_t ma
     for (int i = refs.first; i < refs.locals; i++) {
         explain(self, FrameRefs_get(&refs, i));
     }
+    /* Since 3.14 the depth is stored whatever is called; only a call of Python is certain to have taken what it uses.
+     */
+    int stored = refs.stack >= 0 && PY_VERSION_HEX < 0x030E0000;
     int depth = refs.stack >= 0 ? refs.stack : refs.stack_limit;
     for (int i = 0; i < depth; i++) {
-        if (refs.stack >= 0 || is_sure(&refs, args, i, mask, star)) {
+        if (stored || is_sure(&refs, args, i, mask, star)) {
             explain(self, FrameRefs_get(&refs, refs.locals + i));
         }
     }

@@ -35,7 +35,7 @@ Cost       one look takes about 100 ns for each object that the collector knows 
            takes 400-900 ms), and the program stands still.  It cannot be cut into slices: what is not kept alive may be gone
            after a slice, and to keep it alive would make finalizers of the program run in our thread.  ``node_limit`` bounds it.
            As many looks as the chain of references back to a root is long; 2 for an event that nobody else has.
-Sources    CPython Modules/gcmodule.c (subtract_refs); ALGORITHMS.md 3.5; golang.org/issue/13759 for the idea.
+Sources    CPython Modules/gcmodule.c (subtract_refs); ALGORITHMS.md 3.5.
 """
 
 from __future__ import annotations
