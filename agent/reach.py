@@ -20,7 +20,7 @@ Edges that are not references, and references that are no edges:
   there, too, though they explain nothing.  A callback of a weak reference is called by whoever drops the last reference to
   its object; one that leads to an awaited object is a root.
 - Objects of the set that no stuck thread keeps are garbage that is not collected yet.  Garbage does nothing, but for its
-  finalizer (that of a suspended generator runs its ``finally``): such an object is a root.
+  finalizer (that of a suspended generator runs its ``finally``): such an object is a root.  So is a task that nobody keeps.
 - ``_target``, ``_args`` and ``_kwargs`` of a thread that is stuck are what it runs with; only ``Thread.run`` looks at them; the
   same is true of the coroutine of a stuck task and of the future that it awaits.
 - The frames of the caller, as far as they are ours, and the mapping that it passes.
@@ -307,6 +307,8 @@ class _Search:
         known = _module_parts()
         leads: dict[int, list[int]] = defaultdict(list)
         back: dict[int, list[int]] = defaultdict(list)
+        strong: dict[int, list[int]] = defaultdict(list)
+        strong_back: dict[int, list[int]] = defaultdict(list)
         keeps: dict[int, list[int]] = defaultdict(list)
         roots: dict[int, int] = {address: referrers.HELD for address, (missing, _) in nodes.items() if missing}
         for source, target, kind in edges:
@@ -316,20 +318,25 @@ class _Search:
             leads[source].append(target)
             back[target].append(source)
             if kind & ~SOURCE_FORCED == STRONG:
+                strong[source].append(target)
+                strong_back[target].append(source)
                 keeps[source].append(target)
             if kind & SOURCE_FORCED:
                 roots[source] = referrers.CALLBACK
             if source in known:
                 roots[source] = referrers.MODULE
-        alive = self._resolve(roots, leads)
-        self.keepers |= self.tasks & alive
+        self._resolve(roots, leads)
+        held = _closure((one for one, why in roots.items() if why != referrers.CALLBACK), strong)
+        self.keepers |= self.tasks & held
         more = _closure([one for one in self.serials if self.serials[one] & self.unresolved], back)
-        more |= _closure(self.tasks - self.keepers, back)
+        more |= _closure(self.tasks - self.keepers, strong_back)
         if not self.unresolved:
             return None
         if not more <= wanted:
             return more
-        kept = {address for address, (_, flags) in nodes.items() if flags & KEPT} | self.keepers | alive
+        # A weak reference that the collector does not show (`gc.freeze`) was not counted: who has it, nobody knows.
+        self._resolve(dict.fromkeys(more - nodes.keys(), referrers.HELD), leads)
+        kept = {address for address, (_, flags) in nodes.items() if flags & KEPT} | self.keepers | held
         kept = _closure(kept, keeps)
         garbage = {
             address: referrers.FINALIZER
@@ -339,8 +346,8 @@ class _Search:
         self._resolve(garbage, leads)
         return None
 
-    def _resolve(self, roots: dict[int, int], leads: dict[int, list[int]]) -> set[int]:
-        """Mark what these roots reach; returned with the roots.  Remember the shortest way to each resource."""
+    def _resolve(self, roots: dict[int, int], leads: dict[int, list[int]]) -> None:
+        """Mark which resources these roots reach, and remember the shortest way to each."""
         came_from: dict[int, int | None] = dict.fromkeys(roots)
         todo = deque(roots)
         while todo:
@@ -356,7 +363,6 @@ class _Search:
                     path.append(before)
                 self.paths[serial] = roots[path[-1]], path[::-1]
                 self.unresolved.discard(serial)
-        return set(came_from)
 
 
 def _closure(start: Iterable[int], edges: dict[int, list[int]]) -> set[int]:

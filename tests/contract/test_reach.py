@@ -693,6 +693,30 @@ def test_a_traceback_through_a_stuck_frame_reaches_its_variables() -> None:
 
 
 @needs_c
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "keeper", ["weak reference", "weak set", "weak proxy", "closure", "partial", "class_attribute"]
+)
+def test_what_is_hidden_from_the_collector_is_not_overlooked(keeper: str, frozen: bool) -> None:
+    def way(publish: Publish) -> None:
+        lock = _real.allocate_lock()
+        KEEPERS[keeper](lock)
+        publish(lock)
+        lock.acquire()
+        lock.acquire()
+
+    with Stuck(way, _released) as stuck:
+        if frozen:
+            gc.freeze()
+        try:
+            answer = stuck.ask()
+        finally:
+            gc.unfreeze()
+
+    assert answer.resources == {1}
+
+
+@needs_c
 def test_limits_make_everything_count_as_reached() -> None:
     with Stuck(_event, _released) as stuck:
         by_number = stuck.ask(node_limit=10)
@@ -730,20 +754,39 @@ def _loop_with_task(keep: Callable[[Any], object], targets: dict[int, Any], task
     return loop
 
 
-@pytest.mark.parametrize("twin", TWINS)
+# Since 3.14 a suspended frame has borrowed references that Python cannot tell from others, so its twin counts none of them.
+EXACT = [TWINS[1]] if sys.version_info >= (3, 14) else TWINS
+
+
+@pytest.mark.parametrize("twin", EXACT)
 def test_a_future_that_only_its_stuck_task_refers_to_is_out_of_reach(twin: Any) -> None:
     targets: dict[int, Any] = {}
     tasks: list[Any] = []
     loop = _loop_with_task(lambda _: None, targets, tasks)
+    BOX.append(tuple(tasks))  # as whoever awaits it does
 
     stuck = reach.reached(targets, tasks, twin=twin, seconds=60)
     running = reach.reached(targets, [], twin=twin, seconds=60)
 
-    assert (stuck.resources, stuck.complete) == (frozenset(), True)
-    assert running.resources == {1}
     targets[1][0].set_result(None)
     loop.run_until_complete(tasks[0])
     loop.close()
+    assert (stuck.resources, stuck.complete) == (frozenset(), True)
+    assert running.resources == {1}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_stuck_task_that_nobody_keeps_will_be_destroyed_and_runs_what_is_in_its_finally(twin: Any) -> None:
+    targets: dict[int, Any] = {}
+    tasks: list[Any] = []
+    loop = _loop_with_task(lambda _: None, targets, tasks)
+
+    answer = reach.reached(targets, tasks, twin=twin, seconds=60)
+
+    targets[1][0].set_result(None)
+    loop.run_until_complete(tasks[0])
+    loop.close()
+    assert answer.resources == {1}
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -760,10 +803,10 @@ def test_a_future_that_somebody_can_complete_is_reached(twin: Any, keep: str) ->
 
     answer = reach.reached(targets, tasks, twin=twin, seconds=60)
 
-    assert answer.resources == {1}
     targets[1][0].set_result(None)
     loop.run_until_complete(tasks[0])
     loop.close()
+    assert answer.resources == {1}
 
 
 # ---------------------------------------------------------------- the fixpoint
