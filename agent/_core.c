@@ -436,6 +436,8 @@ static PyMethodDef core_methods[] = {
      "Return how many threads of the process it is: 0 or 1."},
     {"last_resort_requests", core_last_resort_requests, METH_NOARGS, "Return how often the signal came."},
     {"last_resort_answer", core_last_resort_answer, METH_O, "Say that requests up to this number have their answer."},
+    {"start_thread_late", core_start_thread_late, METH_VARARGS,
+     "Call a function in a thread that Python does not know until then."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
     {"configure_sync", core_configure_sync, METH_VARARGS, "Tell the core what the library builds on conditions."},
     {"configure_simple_get", core_configure_simple_get, METH_VARARGS,

@@ -265,6 +265,9 @@ PyObject *core_last_resort_stop(PyObject *module, PyObject *none);
 PyObject *core_last_resort_after_fork(PyObject *module, PyObject *none);
 PyObject *core_last_resort_threads(PyObject *module, PyObject *none);
 
+/* _core_latethread.c */
+PyObject *core_start_thread_late(PyObject *module, PyObject *args);
+
 /* What acquire's arguments ask for. */
 typedef struct {
     int blocking;

@@ -555,7 +555,7 @@ class Agent:
         forked = forks.in_child()
         if forked is not None:
             self.monitor.judge_later(FORK_SETTLE_NS, state.ForkEvent(forked))
-        self.monitor.start()
+        self.monitor.start_late()
         if self._last_resort is not None:
             self._last_resort.after_fork_in_child()
 

@@ -154,6 +154,23 @@ def last_resort() -> Any:
     return implementation if NAME == "c" else None
 
 
+def start_thread_late(function: Callable[[], object], descriptors: tuple[int, ...], timeout_ns: int) -> bool:
+    """Call ``function`` in a thread that Python does not know until then; return False if this twin has no such threads.
+
+    Args:
+        function: Called in a thread to which no signal is delivered; what it raises is written to standard error.
+        descriptors: It is called when one of them can be read, or was closed.
+        timeout_ns: It is called when so much time has passed, at the latest.
+    """
+    if NAME != "c":
+        return False
+    try:
+        implementation.start_thread_late(function, descriptors, timeout_ns)
+    except (NotImplementedError, OSError):
+        return False
+    return True
+
+
 def replace_method(cls: type, name: str, method: Any) -> Any:
     """Put a method into a type of C that does not let its attributes be set; return what was there.
 

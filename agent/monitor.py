@@ -137,6 +137,21 @@ class Monitor(core.Listener):
         self.idents.add(_real.start_agent_thread(self._main, (begun,)))  # it is ours before it has begun
         begun.acquire(True, START_SECONDS)
 
+    def start_late(self) -> None:
+        """Start the thread, but have it wait outside of Python until there is something to do: in a fork's child.
+
+        A twin that has no such threads starts the usual one.
+        """
+        if self._running:
+            return
+        self._running, self._stopping = True, False
+        self._done.acquire()
+        until, numbers = self._to_wait_for()
+        if not core.start_thread_late(self._main, tuple(numbers), until - _real.monotonic_ns()):
+            self._running = False
+            self._done.release()
+            self.start()
+
     def wake(self) -> None:
         """Make the thread look now."""
         end = self._pipe.write
@@ -188,13 +203,14 @@ class Monitor(core.Listener):
         self.ledger.clear()
         self._reset()
 
-    def _main(self, begun: Any) -> None:
+    def _main(self, begun: Any = None) -> None:
         ident = _real.get_ident()
         self.native_id = _real.get_native_id()
         try:
             core.mark_agent_thread()
             self.idents.add(ident)
-            begun.release()
+            if begun is not None:
+                begun.release()
             while not self._stopping:
                 ready = self._sleep()
                 with self._busy:
@@ -218,17 +234,21 @@ class Monitor(core.Listener):
 
     def _sleep(self) -> list[int]:
         poll = select.poll()
-        until = min([self._next_tick, *(due for due, _ in self._due)])
-        if self._keep_pipe():
-            poll.register(self._pipe.read.number, select.POLLIN)
-        else:
-            until = min(until, _real.monotonic_ns() + SHORTEST_TICK_NS)  # nobody can wake us
-        for service in self.services:
-            number = service.fileno()
-            if number >= 0:
-                poll.register(number, select.POLLIN)
+        until, numbers = self._to_wait_for()
+        for number in numbers:
+            poll.register(number, select.POLLIN)
         left_ms = max(0, (until - _real.monotonic_ns()) // 1_000_000 + 1)
         return [fd for fd, _ in poll.poll(left_ms)]
+
+    def _to_wait_for(self) -> tuple[int, list[int]]:
+        """Return (when there will be something to do, the descriptors that may have something before)."""
+        until = min([self._next_tick, *(due for due, _ in self._due)])
+        numbers = [service.fileno() for service in self.services]
+        if self._keep_pipe():
+            numbers.append(self._pipe.read.number)
+        else:
+            until = min(until, _real.monotonic_ns() + SHORTEST_TICK_NS)  # nobody can wake us
+        return until, [number for number in numbers if number >= 0]
 
     def _keep_pipe(self) -> bool:
         """Return whether the pipe is ours; one that the program closed is replaced, a moment later."""

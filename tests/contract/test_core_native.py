@@ -780,3 +780,41 @@ def test_a_second_import_is_the_same_core() -> None:
 
     assert again.Lock is core.Lock
     assert again.current_record() is core.current_record()
+
+
+def test_a_late_thread_is_unknown_to_python_until_its_descriptor_can_be_read() -> None:
+    read, write = os.pipe()
+    began = _real.allocate_lock()
+    began.acquire()
+    seen: list[int] = []
+
+    def function() -> None:
+        seen.append(_real.get_ident())
+        began.release()
+
+    before = set(sys._current_frames())
+    core.start_thread_late(function, (read,), 60_000_000_000)
+    unknown = set(sys._current_frames()) == before
+    os.write(write, b"x")
+    came = began.acquire(True, 30)
+    os.close(read)
+    os.close(write)
+
+    assert (unknown, came) == (True, True)
+    assert seen[0] not in before
+
+
+def test_a_late_thread_begins_when_its_time_has_come() -> None:
+    began = _real.allocate_lock()
+    began.acquire()
+
+    core.start_thread_late(began.release, (), 1_000_000)
+
+    assert began.acquire(True, 30)
+
+
+def test_what_is_no_descriptor_makes_no_late_thread() -> None:
+    with pytest.raises(TypeError):
+        core.start_thread_late(lambda: None, ("a",), 0)  # type: ignore[arg-type]
+    with pytest.raises(OverflowError):
+        core.start_thread_late(lambda: None, (2**70,), 0)

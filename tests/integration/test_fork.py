@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+from concagent import core
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -198,3 +201,58 @@ def test_the_frame_that_forked_is_not_kept() -> None:
     """
 
     assert run(code, "-W", "ignore") == (0, "True\n", "")
+
+
+@pytest.mark.skipif(core.NAME != "c", reason="the Python twin has only threads that Python knows")
+def test_a_child_has_no_thread_that_it_did_not_start() -> None:
+    code = """
+        import os, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        end = threading.Event()
+        threads = [threading.Thread(target=end.wait) for _ in range(4)]
+        for thread in threads: thread.start()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(len(sys._current_frames()))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        end.set()
+        for thread in threads: thread.join()
+        print(status)
+        """
+
+    assert run(code) == (0, "1\n", "")
+
+
+def test_a_child_that_waits_from_the_beginning_answers_the_report_signal(tmp_path: Path) -> None:
+    code = f"""
+        import os, signal
+        concagent.install(stderr=False, log=False, report_to="file", report_dir={str(tmp_path)!r})
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while True:
+                signal.pause()
+        while not [name for name in os.listdir({str(tmp_path)!r}) if name.endswith(".txt")]:
+            pass
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        [name] = os.listdir({str(tmp_path)!r})
+        print(str(pid) in open(os.path.join({str(tmp_path)!r}, name)).read())
+        """
+
+    status, out, _ = run(code, prelude="import concagent\n")
+
+    assert (status, out) == (0, "True\n")
+
+
+def test_children_of_children_fork_without_a_warning_and_end_at_once() -> None:
+    code = """
+        import os, sys
+        for _ in range(5):
+            pid = os.fork()
+            if pid:
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        print("the last")
+        """
+
+    assert run(code, "-W", "error") == (0, "the last\n", "")
