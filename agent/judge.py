@@ -242,11 +242,12 @@ class Judge:
         core.tick()
         self._drain_order()
         records = core.records()
-        if not any(record.waits and not record.agent for record in records) and not state.sources_have_work():
+        at_work = state.sources_have_work()
+        if not at_work and not any(record.waits and not record.agent for record in records):
             self._forget_told(frozenset())
             return
         state_of_things = _state_of_things(records)
-        if state_of_things == self._seen and now_ns < self._look_ns:
+        if state_of_things == self._seen and now_ns < self._look_ns and not at_work:
             return
         self._seen = state_of_things
         picture = with_handlers(snapshots.take())
@@ -402,14 +403,10 @@ def _habit(cell: Any, hold: Any) -> str:
     return "lent" if cell.kind == "lock" and hold[3] else state.hold_discipline(cell, hold)
 
 
-def _state_of_things(records: Sequence[Any]) -> tuple[Any, ...]:
+def _state_of_things(records: Sequence[Any]) -> tuple[tuple[Any, ...], int]:
     """Return what is equal at two moments only if nobody has begun or ended a wait, or lived or died, between them."""
     waits = tuple((record.serial, record.epoch, record.ended) for record in records)
-    return (
-        waits,
-        len(_real.current_frames()),
-        tuple(getattr(source, "signature", object)() for source in state.sources()),
-    )
+    return waits, len(_real.current_frames())
 
 
 def _finished(finding: Finding) -> Finding:

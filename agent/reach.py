@@ -222,6 +222,8 @@ class _Search:
         for one in stuck:
             if not isinstance(one, int):
                 self._pass_over_coroutine(one)
+        for source in state.sources():
+            self.own += source.own_objects() if hasattr(source, "own_objects") else ()
         self.own = list({id(one): one for one in self.own}.values())  # each once, or its references count twice
         self.paths: dict[int, tuple[int, list[int]]] = {}
 

@@ -197,8 +197,8 @@ class Source(Protocol):
     on it.  Neither may take a lock, wait, or run code of the program.  A source may have these methods, too:
 
     - ``has_work()``: whether a picture may show waits of its though no thread of the core's waits;
-    - ``signature()``: what is equal at two moments only if nothing of its has changed between; else it counts as changed;
-    - ``target_of(serial)``, ``actor_of(serial)``: the live object of a resource's serial, the live task of an actor's, or None.
+    - ``target_of(serial)``, ``actor_of(serial)``: the live object of a resource's serial, the live task of an actor's, or None;
+    - ``own_objects()``: what of its own refers to objects of the program: `reach` does not count that.
     """
 
     def read(self) -> Any:

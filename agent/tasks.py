@@ -139,6 +139,14 @@ class TaskSource:
                 return reference()
         return None
 
+    def actor_of(self, serial: int) -> Any:
+        """Return the task that an actor of a picture stands for, None if it is gone or no task."""
+        return next((entry.reference() for entry in list(self._entries.values()) if entry.serial == serial), None)
+
+    def own_objects(self) -> list[object]:
+        """Return what refers to tasks and futures here, weakly: no way for the program to get at them."""
+        return [*self._entries.values(), *self._serials.values()]
+
     # ------------------------------------------------------------ a picture
 
     def add(self, builder: Any, one: list[tuple[Any, Any]], two: list[tuple[Any, Any]]) -> None:

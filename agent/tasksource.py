@@ -44,3 +44,15 @@ class Tasks:
         source = self.source()
         if source is not None:
             source.add(builder, one, two)
+
+    def target_of(self, serial: int) -> Any:
+        """Return the lock, future, event ... of a resource's serial."""
+        return self._source.target_of(serial) if self._source is not None else None
+
+    def actor_of(self, serial: int) -> Any:
+        """Return the task of an actor's serial."""
+        return self._source.actor_of(serial) if self._source is not None else None
+
+    def own_objects(self) -> list[object]:
+        """Return what refers to tasks and futures here."""
+        return self._source.own_objects() if self._source is not None else []

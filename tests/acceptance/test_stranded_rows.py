@@ -242,3 +242,36 @@ def test_f51_twin_a_queue_that_a_pending_timer_refers_to(runner: Any) -> None:
         shape="install",
         **SOON,
     )
+
+
+F53 = f"""{BUSY}
+    import asyncio, gc
+    async def alone():
+        await asyncio.get_running_loop().create_future()
+    async def main():
+        task = asyncio.create_task(alone(), name="alone")
+        {{keep}}
+        del task
+        for _ in range(50):
+            await asyncio.sleep(0.05)
+        finish()
+    asyncio.run(main())
+    """
+
+
+def test_f53_a_task_that_awaits_a_future_nobody_else_refers_to_is_proven_when_somebody_asks(runner: Any) -> None:
+    program = F53.format(keep="kept.append(task)").replace("async def main():", "kept = []\n    async def main():")
+    asked = program.replace("        finish()", "        await asyncio.to_thread(concagent.check)\n        finish()")
+    outcome = runner.ends(asked, shape="install", **SOON)
+
+    assert names(stall(outcome)) == ["alone"]
+
+
+def test_f53_twin_somebody_has_the_future(runner: Any) -> None:
+    runner.silent(
+        F53.format(keep="await asyncio.sleep(0); kept.append(task._fut_waiter)").replace(
+            "async def main():", "kept = []\n    async def main():"
+        ),
+        shape="install",
+        **SOON,
+    )
