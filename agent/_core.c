@@ -24,16 +24,19 @@ core_configure(PyObject *Py_UNUSED(module), PyObject *args)
 static PyObject *
 core_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"listener", "class_limit", NULL};
+    static char *names[] = {"listener", "class_limit", "main_ident", NULL};
     PyObject *listener;
     Py_ssize_t limit = 8191;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$n:start", names, &listener, &limit)) {
+    unsigned long main_ident = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$nk:start", names, &listener, &limit, &main_ident)) {
         return NULL;
     }
+    core.main_ident = main_ident;
     Py_XSETREF(core.listener, Py_NewRef(listener));
     core.class_limit = limit;
     core.tick_ns = now_ns();
     core.recording = 1;
+    memset(core.uses, 0, sizeof(core.uses));
     Record_forget_caches();
     Py_RETURN_NONE;
 }
@@ -362,6 +365,12 @@ core_drain_order(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 }
 
 static PyObject *
+core_was_interrupted(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(core.interrupted);
+}
+
+static PyObject *
 core_order_dropped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyLong_FromUnsignedLongLong(core.order_dropped);
@@ -394,6 +403,9 @@ core_after_fork_in_child(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     if (failed) {
         return NULL;
     }
+    core.main_ident = me->ident;
+    PyObject *uses = core_drain_uses(NULL, NULL);
+    Py_XDECREF(uses);
     PyObject *old = core_drain_order(NULL, NULL);
     PyObject *refreshed = old == NULL ? NULL : PyObject_CallMethod((PyObject *)me, "refresh", NULL);
     Py_XDECREF(old);
@@ -409,6 +421,8 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     for (Py_ssize_t i = 0; classes != NULL && i < PyList_GET_SIZE(classes); i++) {
         LockClass *cls = (LockClass *)PyList_GET_ITEM(classes, i);
         cls->root.children = NULL;
+        cls->last_use = 0;
+        memset(cls->uses_told, 0, sizeof(cls->uses_told));
         cls->contentions = cls->wait_ns = cls->hold_ns = cls->hold_samples = 0;
         memset(cls->wait_buckets, 0, sizeof cls->wait_buckets);
         memset(cls->hold_buckets, 0, sizeof cls->hold_buckets);
@@ -419,6 +433,10 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     Py_DECREF(classes);
     Record_forget_caches();
     core.order_dropped = 0;
+    core.interrupted = 0;
+    memset(core.uses, 0, sizeof(core.uses));
+    PyObject *uses = core_drain_uses(NULL, NULL);
+    Py_XDECREF(uses);
     return core_drain_order(NULL, NULL);
 }
 
@@ -475,6 +493,10 @@ static PyMethodDef core_methods[] = {
     {"wait_statistics", core_wait_statistics, METH_NOARGS, "Return per class: contentions, ns, counts per bucket."},
     {"hold_statistics", core_hold_statistics, METH_NOARGS, "Return per class: sampled holds, ns, counts per bucket."},
     {"drain_order", core_drain_order, METH_NOARGS, "Return the chains seen for the first time since the last call."},
+    {"drain_uses", core_drain_uses, METH_NOARGS,
+     "Return the new ways in which lock classes were used since the last call."},
+    {"was_interrupted", core_was_interrupted, METH_NOARGS,
+     "Return whether code that the interpreter called took a lock."},
     {"order_dropped", core_order_dropped, METH_NOARGS, "Return how many new chains were dropped."},
     {"after_fork_in_child", core_after_fork_in_child, METH_NOARGS, "Keep the calling thread's record only."},
     {"reset_for_tests", core_reset_for_tests, METH_NOARGS, "Forget chains and statistics."},
@@ -514,8 +536,13 @@ make_tables(void)
     core.classes = PyDict_New();
     core.lines = PyDict_New();
     core.order_ring = PyList_New(0);
+    core.use_ring = PyList_New(0);
+    core.finalizer_name = PyUnicode_InternFromString("__del__");
     core.transparent = PySet_New(NULL);
-    return core.records && core.by_ident && core.classes && core.lines && core.order_ring && core.transparent ? 0 : -1;
+    return core.records && core.by_ident && core.classes && core.lines && core.order_ring && core.use_ring &&
+                   core.finalizer_name && core.transparent
+               ? 0
+               : -1;
 }
 
 static PyTypeObject *

@@ -30,6 +30,9 @@
 #define ORDER_RING 4096 /* rows that wait for the monitor */
 #define TRANSPARENT_SLOTS 256
 #define SITE_SLOTS 256
+#define USE_SLOTS 1024 /* ways of use that were looked at */
+#define USE_RING 1024  /* rows that wait for the monitor */
+#define USE_KINDS 12
 
 #if defined(__GNUC__)
 #  define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -91,7 +94,9 @@ struct LockClass {
     uint64_t hold_ns;
     uint64_t hold_samples;
     uint64_t hold_buckets[BUCKETS];
-    PyObject *name; /* owned or NULL: last name given to a lock of this class */
+    PyObject *name;               /* owned or NULL: last name given to a lock of this class */
+    uint64_t last_use;            /* Use_mark of the last acquisition */
+    uint8_t uses_told[USE_KINDS]; /* rows in the use ring, by kind */
     Chain root;
 };
 
@@ -191,6 +196,10 @@ typedef struct {
     PyObject *classes;               /* owned dict: (kind, code, lasti) -> LockClass */
     PyObject *lines;                 /* owned dict: (kind, file, line) -> LockClass */
     PyObject *order_ring;            /* owned list of tuples, bounded */
+    PyObject *use_ring;              /* owned list of tuples, bounded */
+    PyObject *finalizer_name;        /* owned, interned: "__del__" */
+    unsigned long main_ident;        /* of the thread that runs signal handlers */
+    char interrupted;                /* some lock was taken by code that the interpreter called */
     PyObject *transparent;           /* owned set of file names */
     struct {
         PyCodeObject *code; /* owned */
@@ -201,6 +210,7 @@ typedef struct {
         int lasti;
         LockClass *cls;
     } sites[SITE_SLOTS];
+    uint64_t uses[USE_SLOTS]; /* a hash of class and Use_mark; a wrong hit only looks away once */
 } Core;
 
 extern Core core;
@@ -218,6 +228,18 @@ Chain *Record_find_chain(Record *self, Chain *parent, Lock *lock, Site site, int
 PyObject *Record_waiting(Record *self);
 PyObject *core_readings(PyObject *module, PyObject *records);
 extern PyType_Spec Record_spec, ThreadEnd_spec;
+
+/* _core_use.c */
+void Use_look(Lock *lock, Record *record, int blocking);
+PyObject *core_drain_uses(PyObject *module, PyObject *none);
+
+/* What tells one way to use a lock class from another, as far as it can be had for a few instructions: the function,
+ * the one below it, how deep the stack is, and whether it only tries. */
+static inline uint64_t
+Use_mark(Site site, int blocking)
+{
+    return (uint64_t)(uintptr_t)site.code ^ site.below << 17 ^ (uint64_t)blocking << 63;
+}
 
 /* _core_class.c */
 LockClass *LockClass_of_site(int kind, FramePtr frame);

@@ -301,6 +301,8 @@ LockCell_get(LockCell *self, void *closure)
         return PyLong_FromLongLong(lock == NULL ? 0 : lock->since_ns);
     case 5:
         return PyBool_FromLong(lock != NULL && lock->waiters != NULL);
+    case 7:
+        return PyBool_FromLong(lock != NULL);
     default:
         return Py_NewRef(self->name != NULL ? self->name : Py_None);
     }
@@ -325,6 +327,7 @@ static PyGetSetDef LockCell_getset[] = {
     {"depth", (getter)LockCell_get, NULL, "Re-entries of an RLock.", (void *)3},
     {"since_ns", (getter)LockCell_get, NULL, "When the present hold began; to a second where it was not timed.",
      (void *)4},
+    {"alive", (getter)LockCell_get, NULL, "Whether the lock exists.", (void *)7},
     {"waited_for", (getter)LockCell_get, NULL, "Whether anybody waits.", (void *)5},
     {"name", (getter)LockCell_get, (setter)LockCell_set_name, "The name given, or None.", (void *)6},
     {"hold", (getter)LockCell_get_hold, NULL, "(record, code, offset, entered) of the present hold, or None.", NULL},

@@ -65,6 +65,7 @@ Thread_state(void)
 typedef struct {
     PyCodeObject *code; /* borrowed: the frame keeps it; NULL where no Python function runs */
     int lasti;          /* byte offset, as frame.f_lasti */
+    uint64_t below;     /* a mark of what is below: the calling function and the depth of the stack */
 } Site;
 
 #if PY_VERSION_HEX < 0x030B0000
@@ -101,6 +102,20 @@ static inline int
 Frame_lasti(FramePtr frame)
 {
     return frame->f_lasti < 0 ? -1 : frame->f_lasti * (int)sizeof(_Py_CODEUNIT);
+}
+
+static inline uint64_t
+Frame_below(PyThreadState *tstate, FramePtr frame)
+{
+    uintptr_t caller = frame->f_back != NULL ? (uintptr_t)frame->f_back->f_code : 0;
+    return (uint64_t)caller ^ (uint64_t)tstate->recursion_depth << 40;
+}
+
+/* The i-th argument, borrowed; NULL if it is unbound or in a cell. */
+static inline PyObject *
+Frame_argument(FramePtr frame, int i)
+{
+    return frame->f_localsplus[i];
 }
 
 #else
@@ -180,6 +195,38 @@ static inline int
 Frame_lasti(FramePtr frame)
 {
     return _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+}
+
+/* Not asked whether the frame below is a shim: then it is one that the interpreter made for a call from C. */
+static inline uint64_t
+Frame_below(PyThreadState *tstate, FramePtr frame)
+{
+    FramePtr back = frame->previous;
+#  if PY_VERSION_HEX >= 0x030E0000
+    uintptr_t caller = back != NULL ? (uintptr_t)back->f_executable.bits : 0;
+#  elif PY_VERSION_HEX >= 0x030D0000
+    uintptr_t caller = back != NULL ? (uintptr_t)back->f_executable : 0;
+#  else
+    uintptr_t caller = back != NULL ? (uintptr_t)back->f_code : 0;
+#  endif
+#  if PY_VERSION_HEX >= 0x030C0000
+    return (uint64_t)caller ^ (uint64_t)tstate->py_recursion_remaining << 40;
+#  else
+    return (uint64_t)caller ^ (uint64_t)tstate->recursion_remaining << 40;
+#  endif
+}
+
+/* The i-th argument, borrowed, out of its cell if it is in one; NULL if it is unbound. */
+static inline PyObject *
+Frame_argument(FramePtr frame, int i)
+{
+#  if PY_VERSION_HEX >= 0x030E0000
+    _PyStackRef ref = frame->localsplus[i];
+    PyObject *value = PyStackRef_IsNull(ref) || PyStackRef_IsTaggedInt(ref) ? NULL : PyStackRef_AsPyObjectBorrow(ref);
+#  else
+    PyObject *value = frame->localsplus[i];
+#  endif
+    return value != NULL && PyCell_Check(value) ? PyCell_GET(value) : value;
 }
 
 #endif

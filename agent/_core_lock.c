@@ -12,8 +12,9 @@
 static inline Site
 caller_site(int *entered)
 {
-    Site site = {NULL, 0};
-    FramePtr frame = Frame_current(Thread_state());
+    Site site = {NULL, 0, 0};
+    PyThreadState *tstate = Thread_state();
+    FramePtr frame = Frame_current(tstate);
     while (LIKELY(frame != NULL)) {
         PyCodeObject *code = Frame_code(frame);
         if (UNLIKELY(code == NULL)) {
@@ -23,6 +24,7 @@ caller_site(int *entered)
         if (LIKELY(!Code_is_transparent(code)) || (back = Frame_back(frame)) == NULL) {
             site.code = code;
             site.lasti = Frame_lasti(frame);
+            site.below = Frame_below(tstate, frame);
             break;
         }
         frame = back;
@@ -75,7 +77,10 @@ took(Lock *self, Record *record, Site site, int entered, int blocking, int conte
     }
     cls->acquisitions++;
     if (UNLIKELY(--core.sample_left == 0) || UNLIKELY(contended)) {
-        core.sample_left = core.sample_left == 0 ? HOLD_SAMPLE : core.sample_left;
+        if (core.sample_left == 0) {
+            core.sample_left = HOLD_SAMPLE;
+            cls->last_use = 0; /* to be looked at, though its mark be known */
+        }
         self->sampled = 1;
         core.tick_ns = now_ns();
     }
@@ -87,6 +92,16 @@ took(Lock *self, Record *record, Site site, int entered, int blocking, int conte
         record->chains[top] = chain;
         record->held[top] = self;
         record->held_count = top + 1;
+    }
+    uint64_t use = Use_mark(site, blocking);
+    uint64_t last_use = cls->last_use;
+    if (UNLIKELY(last_use != use)) {
+        uint64_t key = (use ^ cls->serial << 33) * 0x9E3779B97F4A7C15u;
+        cls->last_use = use;
+        if (UNLIKELY(last_use == 0 || core.uses[key >> 54] != key)) {
+            core.uses[key >> 54] = key;
+            Use_look(self, record, blocking);
+        }
     }
     Py_XDECREF(old); /* may run code: everything is consistent by now */
 }

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import atexit
 import copyreg
+import gc
 import opcode
 import os
 import sys
@@ -51,7 +52,7 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from concagent import _real, rings
+from concagent import _real, interruptions, rings
 from concagent.errors import DeadlockError
 from concagent.rings import Listener
 
@@ -106,7 +107,7 @@ def _uninterrupted(function: _Function) -> _Function:
 class LockClass:
     """Locks created at one site: the unit by which locks are counted and judged."""
 
-    __slots__ = ("cells", "code", "kind", "lasti", "name", "retired", "serial", "signal")
+    __slots__ = ("cells", "code", "kind", "lasti", "name", "retired", "serial", "signal", "uses", "uses_told")
 
     def __init__(self, serial: int, kind: str, code: CodeType | None, lasti: int) -> None:
         self.serial = serial
@@ -117,6 +118,8 @@ class LockClass:
         self.cells: dict[int, LockCell] = {}
         self.retired: deque[int] = deque()  # acquisitions of locks that are gone
         self.name: str | None = None  # the name last given to one of its locks
+        self.uses: set[tuple[int, int, bool]] = set()  # ways of use that were looked at
+        self.uses_told: dict[tuple[int, bool, bool], int] = {}  # rows in the use ring, by circumstance
 
     @property
     def alive(self) -> int:
@@ -148,6 +151,11 @@ class LockCell:
     def kind(self) -> str:
         """Return ``lock`` or ``rlock``."""
         return self.cls.kind
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the lock exists."""
+        return self.guard is not None and self.guard() is not None
 
     @property
     def depth(self) -> int:
@@ -286,7 +294,15 @@ _order_ring: deque[tuple[tuple[int, ...], int, CodeType | None, int, int, bool]]
 _ended_stats: deque[dict[int, list[int]]] = deque()
 _totals: dict[int, list[int]] = {}
 _totals_lock = _allocate()
-_counters = {"order-dropped": 0}
+_counters = {"order-dropped": 0, "interrupted": 0}
+_use_ring: deque[tuple[int, LockCell, int, bool, bool, int, list[int], list[tuple[CodeType, int]]]] = deque()
+_USE_RING: Final = 1024
+_USES_LIMIT: Final = 1024
+_ORDINARY_ROWS: Final = 2  # of a class and a circumstance
+_INTERRUPTION_ROWS: Final = 16
+_CALLER_LIMIT: Final = 4  # frames of evidence
+_CHAIN_LIMIT: Final = 50
+_main_ident = 0
 _gone: deque[_LockReference] = deque()
 _GONE_LIMIT: Final = 64
 _ENDED_LIMIT: Final = 256
@@ -453,6 +469,46 @@ def _new_chain(record: ThreadRecord, cell: LockCell, hold: Hold, chain: int, blo
     if not outer:
         return
     _order_ring.append((outer, cell.cls.serial, hold[1], hold[2], record.serial, blocking))
+
+
+def _note_use(cell: LockCell, hold: Hold, frame: FrameType, blocking: bool) -> None:
+    """Look how a lock comes to be taken, if its class was not taken so before: by this function, called by that one."""
+    below = frame.f_back
+    use = (id(hold[1]), id(below.f_code) if below is not None else 0, blocking)
+    uses = cell.cls.uses
+    if use not in uses:
+        if _len(uses) < _USES_LIMIT:
+            uses.add(use)
+        _look(cell, hold[0], blocking)
+
+
+def _look(cell: LockCell, record: ThreadRecord, blocking: bool) -> None:
+    """Note in what circumstance the calling thread takes a lock, if that is new for its class; see ``_core_use.c``."""
+    frame: FrameType | None = _getframe(1)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    start, depth, kind = frame, 0, None
+    while frame is not None and kind is None:
+        kind = interruptions.kind_of(frame)
+        frame, depth = frame.f_back, depth + 1
+    number = interruptions.KINDS.index(kind)
+    is_main, gc_enabled = record.ident == _main_ident, gc.isenabled()
+    circumstance = (number, is_main, gc_enabled or bool(number))
+    told = cell.cls.uses_told
+    limit = _INTERRUPTION_ROWS if number else _ORDINARY_ROWS
+    if record.agent or (number and not blocking) or told.get(circumstance, 0) >= limit or _len(_use_ring) >= _USE_RING:
+        return
+    told[circumstance] = told.get(circumstance, 0) + 1
+    stack = []
+    for _ in _range(min(depth + 1, _CHAIN_LIMIT) if number else _CALLER_LIMIT):
+        if start is None:
+            break
+        stack.append((start.f_code, start.f_lasti))
+        start = start.f_back
+    held = [c.cls.serial for c in record.held if c is not cell and _holds(record, c)]
+    if number:
+        _counters["interrupted"] = 1
+    _use_ring.append((cell.cls.serial, cell, number, is_main, gc_enabled, record.serial, held, stack))
 
 
 def _popped(record: ThreadRecord, cell: LockCell) -> None:
@@ -803,6 +859,8 @@ def _hold(frame: FrameType, entered: bool) -> tuple[Hold, FrameType]:
 
 def _take_lock(lock: Lock, cell: LockCell, hold: Hold, frame: FrameType, blocking: bool, timeout: float) -> bool:
     """Put the hold into the cell; the caller undoes that if an exception comes."""
+    if _recording:
+        _note_use(cell, hold, frame, blocking and timeout < 0)
     links = _links(hold[0], cell, hold, blocking and timeout < 0) if _recording else None
     since_ns = _clock()  # and by the way the last look for pending finalizers before the lock is taken
     if cell.state.setdefault(0, hold) is not hold:
@@ -1045,6 +1103,8 @@ def _take_rlock(lock: RLock, cell: LockCell, hold: Hold, frame: FrameType, block
     if present is not None and (present[0] is hold[0] or present[0].ident == hold[0].ident):
         cell.extra += 1
         return True
+    if _recording:
+        _note_use(cell, hold, frame, blocking and timeout < 0)
     links = _links(hold[0], cell, hold, blocking and timeout < 0) if _recording else None
     since_ns = _clock()  # and by the way the last look for pending finalizers before the lock is taken
     if cell.state.setdefault(0, hold) is not hold:
@@ -1233,9 +1293,10 @@ def _begin_end() -> None:
     _ending = True
 
 
-def start(listener: Listener, *, class_limit: int = 8191) -> None:
-    """Begin to record; ``listener`` hears of rings, orphans and misuse."""
-    global _listener, _recording, _class_limit
+def start(listener: Listener, *, class_limit: int = 8191, main_ident: int = 0) -> None:
+    """Begin to record; ``listener`` hears of rings, orphans and misuse.  ``main_ident``: who runs signal handlers."""
+    global _listener, _recording, _class_limit, _main_ident
+    _main_ident = main_ident
     _listener = listener
     _class_limit = class_limit
     _recording = True
@@ -1325,6 +1386,20 @@ def drain_order() -> list[tuple[tuple[int, ...], int, CodeType | None, int, int,
     return [_order_ring.popleft() for _ in _range(_len(_order_ring))]
 
 
+def drain_uses() -> list[tuple[Any, ...]]:
+    """Return the new circumstances in which lock classes were taken, since the last call.
+
+    Each is: class, cell, circumstance (`interruptions.KINDS`), by the main thread, garbage collector enabled, thread, classes
+    held besides, stack as (code, offset), innermost first.
+    """
+    return [_use_ring.popleft() for _ in _range(_len(_use_ring))]
+
+
+def was_interrupted() -> bool:
+    """Return whether code that the interpreter called took a lock."""
+    return bool(_counters["interrupted"])
+
+
 def order_dropped() -> int:
     """Return how many new chains were dropped because the ring was full."""
     return _counters["order-dropped"]
@@ -1358,7 +1433,9 @@ def after_fork_in_child() -> None:
             if not any(_holds(record, cell) for cell in record.held):
                 _records.pop(record.serial, None)
     _order_ring.clear()
-    global _totals_lock
+    _use_ring.clear()
+    global _totals_lock, _main_ident
+    _main_ident = me.ident
     _totals_lock = _allocate()
 
 
@@ -1368,6 +1445,10 @@ def reset_for_tests() -> None:
     _order_ring.clear()
     _ended_stats.clear()
     _totals.clear()
-    _counters["order-dropped"] = 0
+    _counters["order-dropped"] = _counters["interrupted"] = 0
+    _use_ring.clear()
+    for cls in _lines.values():
+        cls.uses.clear()
+        cls.uses_told.clear()
     for record in records():
         record.stats.clear()

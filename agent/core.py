@@ -98,6 +98,8 @@ acquisitions = implementation.acquisitions
 wait_statistics = implementation.wait_statistics
 hold_statistics = implementation.hold_statistics
 drain_order = implementation.drain_order
+drain_uses = implementation.drain_uses
+was_interrupted = implementation.was_interrupted
 order_dropped = implementation.order_dropped
 collect_gone = implementation.collect_gone
 after_fork_in_child = implementation.after_fork_in_child
@@ -107,7 +109,7 @@ reset_for_tests = implementation.reset_for_tests
 def start(listener: Listener, *, class_limit: int = 8191) -> None:
     """Begin to record; ``listener`` hears of rings, orphans and misuse."""
     rings.listen(listener)
-    implementation.start(listener, class_limit=class_limit)
+    implementation.start(listener, class_limit=class_limit, main_ident=_real.main_ident() or 0)
 
 
 def stop() -> None:

@@ -19,7 +19,6 @@ Cost       O(frames).
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import weakref
@@ -34,6 +33,7 @@ WEAKREF: Final = "weakref callback"
 GC: Final = "gc callback"
 SIGNAL: Final = "signal handler"
 EXIT: Final = "exit handler"
+KINDS: Final = (None, FINALIZER, WEAKREF, GC, SIGNAL)  # as the cores number them
 _FUNCTION: Final = 0x1  # CO_OPTIMIZED: no module and no class body, whose locals are the real thing
 _VARARGS: Final = 0x4
 _COPIES: Final = sys.version_info < (3, 13)  # of locals; later the mapping is the frame's own
@@ -91,6 +91,8 @@ def describe(frame: FrameType, kind: str) -> str:
         owner = type(values[0]).__qualname__ if values else name.rpartition(".")[0]
         return f"`__del__` of {owner}"
     if kind == SIGNAL:
+        import signal  # the core imports us, and has no use for it
+
         number = next((value for value in _arguments(frame) if isinstance(value, int)), 0)
         try:
             return f"the handler {name}() of {signal.Signals(number).name}"

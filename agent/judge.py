@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core, forks, graph, recovery, snapshots, state, suppressions
-from concagent.detectors import deadlock, forked, misuse, orphan, slow
+from concagent import _real, contexts, core, forks, graph, recovery, snapshots, state, suppressions
+from concagent.detectors import context, deadlock, forked, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
 from concagent.model import serial_of
@@ -68,6 +68,7 @@ class Judge:
         """
         self.config = config
         self.order = LockOrderGraph()
+        self._contexts = contexts.Contexts()
         self._publish = publish
         self._look_later = look_later
         self._agent_idents = agent_idents
@@ -118,6 +119,8 @@ class Judge:
         """Judge an event that was posted."""
         if isinstance(event, state.RingEvent):
             self._judge_ring(event.records[0].serial, event.epochs[0])
+        elif isinstance(event, state.LastLook):
+            self._foretell(last=True)
         elif isinstance(event, state.OrphanEvent):
             for patience_ns in (GRACE_NS, HAND_OVER_NS):
                 self._look_later(event.time_ns + patience_ns, event)
@@ -240,7 +243,7 @@ class Judge:
     def tick(self, now_ns: int) -> None:
         """Look at everybody who waits; called once a second."""
         core.tick()
-        self._drain_order()
+        self._foretell()
         records = core.records()
         at_work = state.sources_have_work()
         if not at_work and not any(record.waits and not record.agent for record in records):
@@ -375,6 +378,13 @@ class Judge:
         """Return whether a finding speaks of this wait already; the monitor's thread only."""
         return (serial, epoch) in self._told_waits
 
+    def _foretell(self, *, last: bool = False) -> None:
+        """Report what has not happened in this run, and can."""
+        self._drain_order()
+        self._contexts.add(core.drain_uses())
+        for hazard in self._contexts.hazards(self.order, last=last):
+            self._publish(_context_finding(hazard, self.config.stack_depth))
+
     # ------------------------------------------------------------ for readers, on any thread
 
     def report(self) -> tuple[Snapshot, tuple[tuple[int, ...], ...]]:
@@ -407,6 +417,23 @@ def _state_of_things(records: Sequence[Any]) -> tuple[tuple[Any, ...], int]:
     """Return what is equal at two moments only if nobody has begun or ended a wait, or lived or died, between them."""
     waits = tuple((record.serial, record.epoch, record.ended) for record in records)
     return waits, len(_real.current_frames())
+
+
+def _context_finding(hazard: contexts.Hazard, limit: int) -> Finding:
+    names = {cls.serial: cls.name or str(snapshots.call_site(cls.code, cls.lasti)) for cls in core.classes()}
+    path = tuple(context.Step(names[edge.outer], names[edge.inner], edge.site) for edge in hazard.path)
+    interruption, ordinary = (_side(use, limit) for use in (hazard.interruption, hazard.ordinary))
+    return context.context_finding(
+        interruption, contexts.WORDS[hazard.interruption.kind], ordinary, path, state.pid, _real.wall_seconds()
+    )
+
+
+def _side(use: contexts.Use, limit: int) -> context.Side:
+    return context.Side(
+        snapshots.describe_resource(use.cell),
+        snapshots.call_site(*use.site),
+        snapshots.resolve_stack(use.stack[:limit]),
+    )
 
 
 def _finished(finding: Finding) -> Finding:

@@ -319,8 +319,9 @@ class Monitor(core.Listener):
 
     def tell_the_end(self) -> None:
         """Have the judge say now what he was to look at later."""
-        if self._judge is not None and self._running:
+        if self._running and (self._judge is not None or core.was_interrupted()):
             self._due = [(0, event) for _, event in self._due]
+            state.post(state.LastLook())
             self.flush()
 
     def flush(self, timeout_seconds: float = 1.0) -> None:

@@ -263,6 +263,10 @@ class OrphanEvent(NamedTuple):
     time_ns: int
 
 
+class LastLook(NamedTuple):
+    """The program is at its end: what was only to be foretold is to be told now."""
+
+
 class ForkEvent(NamedTuple):
     """This process is the child of a fork at which others held locks; ``fork`` is a `forks.Fork`."""
 

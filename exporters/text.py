@@ -149,9 +149,10 @@ def render_finding(
         writer.section(f"Also involved: {len(beside)} more")
         _behind(writer, scene, beside, finding.kind)
     if finding.order:
-        writer.section("The orders that were seen")
+        what = "use" if finding.kind == "context-hazard" else "order"
+        writer.section(f"The {what}s that were seen")
         for number, entry in enumerate(finding.order, 1):
-            writer.line(f"  order {number}")
+            writer.line(f"  {what} {number}")
             _any_value(writer, entry, 4)
     _verdict(writer, finding)
     _footer(writer, finding, python)

@@ -407,3 +407,388 @@ def test_g10_a_lock_that_is_used_as_a_signal_is_silent(runner: Any) -> None:
         finish()
         """
     )
+
+
+# ---------------------------------------------------------------- what can happen
+
+# How a lock A comes to be taken by code that the interpreter calls: ``interrupt()``, with ``use()`` as what that code does.
+INTERRUPTERS = {
+    "finalizer": """
+        class Session:
+            def __del__(self):
+                use()
+        def interrupt():
+            session = Session()
+            del session
+        """,
+    "collected finalizer": """
+        import gc
+        class Session:
+            def __init__(self):
+                self.me = self
+            def __del__(self):
+                use()
+        def interrupt():
+            Session()
+            gc.collect()
+        """,
+    "weakref callback": """
+        import weakref
+        class Session:
+            pass
+        def interrupt():
+            session = Session()
+            reference = weakref.ref(session, lambda dead: use())
+            del session
+        """,
+    "weakref.finalize": """
+        import weakref
+        class Session:
+            pass
+        def interrupt():
+            session = Session()
+            weakref.finalize(session, use)
+            del session
+        """,
+    "gc callback": """
+        import gc
+        def on_collection(phase, info):
+            use()
+        def interrupt():
+            gc.callbacks.append(on_collection)
+            gc.collect()
+            gc.callbacks.remove(on_collection)
+        """,
+    "signal handler": """
+        import signal
+        def on_alarm(number, frame):
+            use()
+        signal.signal(signal.SIGALRM, on_alarm)
+        def interrupt():
+            signal.raise_signal(signal.SIGALRM)
+        """,
+}
+CIRCUMSTANCE = {
+    "collected finalizer": "finalizer",
+    "weakref.finalize": "weakref callback",
+}
+LOCKS = """
+import threading
+from scaffold import Gate, finish, pause
+A = threading.Lock()
+B = threading.RLock()
+C = threading.RLock()
+def use():
+    with A:
+        pass
+def in_a_thread(function, *arguments):
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    thread.join()
+"""
+
+
+def _program(interrupter: str, rest: str, *, head: str = LOCKS) -> str:
+    return f"{head}\n{_lines(INTERRUPTERS[interrupter])}\n{_lines(rest)}\nfinish()\n"
+
+
+@pytest.fixture(params=["c", "python"])
+def twin(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("order", ["12", "21"])
+@pytest.mark.parametrize("interrupter", INTERRUPTERS)
+def test_g01_a_lock_that_an_interruption_and_ordinary_code_take(
+    runner: Any, interrupter: str, order: str, twin: str
+) -> None:
+    rest = "use(); interrupt()" if order == "12" else "interrupt(); use()"
+
+    found = runner.ends(_program(interrupter, rest), core=twin).only
+
+    assert (found["kind"], found["confidence"]) == ("context-hazard", "potential")
+    assert found["detail"] == CIRCUMSTANCE.get(interrupter, interrupter)
+    assert 'lock "A" is taken in a' in found["title"]
+    assert [frame["function"] for frame in found["order"][0]["stack"]][-1] == "use"
+    assert "interrupt" in [frame["function"] for frame in found["order"][0]["stack"]]
+
+
+@pytest.mark.parametrize("interrupter", INTERRUPTERS)
+def test_g02_a_reentrant_lock_is_silent(runner: Any, interrupter: str) -> None:
+    head = LOCKS.replace("A = threading.Lock()", "A = threading.RLock()")
+
+    runner.silent(_program(interrupter, "use(); interrupt(); use(); in_a_thread(use)", head=head))
+
+
+NESTED = """
+def ordinary():
+    with B:
+        pass
+def nested():
+    with A:
+        with B:
+            pass
+"""
+
+
+@pytest.mark.parametrize("order", ["123", "132", "213", "231", "312", "321"])
+def test_g03_an_interruption_may_wait_for_who_waits_for_what_it_interrupted(runner: Any, order: str, twin: str) -> None:
+    steps = {"1": "interrupt()", "2": "ordinary()", "3": "in_a_thread(nested)"}
+    head = LOCKS.replace("A = threading.Lock()", "A = threading.RLock()") + NESTED
+
+    found = runner.ends(_program("finalizer", "; ".join(steps[step] for step in order), head=head), core=twin).only
+
+    assert (found["kind"], found["confidence"]) == ("context-hazard", "potential")
+    assert 'rlock "A"' in found["title"]
+    assert 'rlock "B"' in found["title"]
+    assert found["order"][2]["site"]["function"] == "nested"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "interrupt(); ordinary(); nested()",  # one thread: who holds B is the same who would hold A
+        "interrupt(); in_a_thread(nested)",  # nobody holds B in ordinary code alone ...
+        "interrupt(); ordinary(); in_a_thread(use)",  # ... nobody waits for B
+    ],
+)
+def test_g03_silent_twin_one_side_is_lacking(runner: Any, rest: str) -> None:
+    head = LOCKS.replace("A = threading.Lock()", "A = threading.RLock()") + NESTED
+
+    runner.silent(_program("finalizer", rest, head=head))
+
+
+def test_g04_held_while_the_collector_runs_but_not_hit(runner: Any) -> None:
+    found = runner.ends(
+        _program(
+            "collected finalizer",
+            """
+            interrupt()
+            with A:
+                gc.collect()
+            """,
+        )
+    ).only
+
+    assert found["kind"] == "context-hazard"
+
+
+def test_g06_a_handlers_lock_that_only_workers_take_is_silent(runner: Any, twin: str) -> None:
+    runner.silent(_program("signal handler", "in_a_thread(use); interrupt(); in_a_thread(use)"), core=twin)
+
+
+def test_g06_positive_twin_a_finalizer_runs_on_workers_too(runner: Any, twin: str) -> None:
+    found = runner.ends(_program("finalizer", "in_a_thread(use); interrupt()"), core=twin).only
+
+    assert found["kind"] == "context-hazard"
+
+
+@pytest.mark.parametrize("interrupter", INTERRUPTERS)
+def test_g07_who_only_tries_is_silent(runner: Any, interrupter: str) -> None:
+    head = LOCKS + _lines(
+        """
+        def use():
+            if A.acquire(blocking=False) or A.acquire(timeout=0.001):
+                A.release()
+        """
+    )
+    rest = """
+        interrupt()
+        with A:
+            interrupt()
+        """
+
+    runner.silent(_program(interrupter, rest, head=head))
+
+
+# What correct, wrong and protected nesting of a collection inside of a hold are here.
+NESTINGS = {
+    "correct": ("with C:\n    gc.collect()", False),
+    "wrong": ("use()", True),
+    "protected": ("gc.disable()\ntry:\n    use()\nfinally:\n    gc.enable()", False),
+}
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+def test_g11_nestings_of_holds_and_collections(runner: Any, nesting: str, twin: str) -> None:
+    text, is_hazard = NESTINGS[nesting]
+
+    outcome = runner.ends(f"{_program('collected finalizer', 'interrupt()')}\n{text}\n", core=twin)
+
+    assert outcome.kinds == (["context-hazard"] if is_hazard else [])
+
+
+def test_g12_a_lock_that_each_thread_has_for_itself_is_silent(runner: Any, twin: str) -> None:
+    head = LOCKS.replace("A = threading.Lock()", "A = threading.RLock()") + _lines(
+        """
+        class Local(threading.local):
+            def __init__(self):
+                self.lock = threading.Lock()
+        local = Local()
+        def ordinary():
+            with local.lock:
+                pass
+        def nested():
+            with A:
+                ordinary()
+        """
+    )
+
+    runner.silent(_program("finalizer", "interrupt(); ordinary(); in_a_thread(nested)", head=head), core=twin)
+
+
+def test_g12_kin_a_lock_of_the_object_that_is_finalized_is_silent(runner: Any, twin: str) -> None:
+    runner.silent(
+        """
+        import gc, threading
+        from scaffold import finish
+        class Session:
+            def __init__(self, cycle):
+                self.lock = threading.Lock()
+                self.changed = threading.Condition(threading.Lock())
+                self.me = self if cycle else None
+            def close(self):
+                with self.lock, self.changed:
+                    pass
+            def __del__(self):
+                self.close()
+        for cycle in (False, True) * 10:
+            Session(cycle).close()
+        gc.collect()
+        finish()
+        """,
+        core=twin,
+    )
+
+
+def test_g13_a_long_way_is_told_once_and_names_the_circumstance(runner: Any) -> None:
+    found = runner.ends(
+        _program(
+            "signal handler",
+            """
+            D = threading.RLock()
+            def one():
+                with A, B: pass
+            def two():
+                with B, C: pass
+            def three():
+                with C, D: pass
+            for step in (one, two, three):
+                in_a_thread(step)
+            with D:
+                pass
+            interrupt()
+            """,
+            head=LOCKS.replace("A = threading.Lock()", "A = threading.RLock()"),
+        )
+    ).only
+
+    assert (found["kind"], found["detail"]) == ("context-hazard", "signal handler")
+    assert len(found["order"]) == 2 + 3
+
+
+def test_g01_a_queue_that_a_finalizer_fills(runner: Any, twin: str) -> None:
+    found = runner.ends(
+        """
+        import queue
+        jobs = queue.Queue()
+        class Session:
+            def __del__(self):
+                jobs.put(self.__class__)
+        def work():
+            session = Session()
+            jobs.put(1)
+        work()
+        work()
+        jobs.get()
+        """,
+        core=twin,
+    ).only
+
+    assert (found["kind"], found["detail"]) == ("context-hazard", "finalizer")
+
+
+# Sound programs, and the standard library's own finalizers, callbacks and handlers.
+SOUND = {
+    "an event that a handler sets": """
+        import signal
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        assert not stop.wait(0.05)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wait(1)
+        """,
+    "a simple queue in a finalizer": """
+        import queue
+        jobs = queue.SimpleQueue()
+        class Session:
+            def __del__(self):
+                jobs.put(1)
+        for _ in range(5):
+            Session()
+        assert jobs.get() == 1
+        """,
+    "logging everywhere": """
+        import logging, signal
+        logging.basicConfig()
+        class Session:
+            def __del__(self):
+                logging.warning("gone")
+        signal.signal(signal.SIGTERM, lambda *_: logging.warning("asked to end"))
+        for _ in range(5):
+            logging.warning("hello")
+            Session()
+            signal.raise_signal(signal.SIGTERM)
+        handler = logging.StreamHandler()
+        del handler
+        """,
+    "weak dictionaries": """
+        import weakref
+        class Session:
+            pass
+        cache, names, all_of_them = weakref.WeakValueDictionary(), weakref.WeakKeyDictionary(), weakref.WeakSet()
+        for number in range(50):
+            session = Session()
+            cache[number] = session
+            names[session] = number
+            all_of_them.add(session)
+        """,
+    "pools": """
+        from concurrent.futures import ThreadPoolExecutor
+        for _ in range(5):
+            pool = ThreadPoolExecutor(2)
+            assert list(pool.map(abs, range(10))) == list(range(10))
+            del pool
+        """,
+    "temporary files": """
+        import tempfile, gc
+        for _ in range(5):
+            tempfile.TemporaryDirectory().cleanup()
+            tempfile.TemporaryFile().close()
+        gc.collect()
+        """,
+    "process pools": """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        for _ in range(2):
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) if __name__ == "__main__" else None
+            if pool:
+                assert list(pool.map(abs, range(3))) == [0, 1, 2]
+                del pool
+        """,
+    "a queue's feeder": """
+        import multiprocessing
+        if __name__ == "__main__":
+            jobs = multiprocessing.get_context("spawn").Queue()
+            jobs.put(1)
+            assert jobs.get() == 1
+            jobs.close()
+            jobs.join_thread()
+            del jobs
+        """,
+}
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_g02_kin_sound_programs_and_the_standard_library_are_silent(runner: Any, case: str) -> None:
+    runner.silent(f"import threading\nfrom scaffold import finish, pause\n{_lines(SOUND[case])}\nfinish()\n")
