@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 WORDS: Final = ("ordinary code", "a finalizer", "a weakref callback", "a gc callback", "a signal handler")
 SIGNAL: Final = 4
-_EVENT_CODES: Final = tuple(
-    function.__code__ for function in (threading.Event.set, threading.Event.clear, threading.Event.is_set)
-)
+_EVENT_METHODS: Final = frozenset({"set", "clear"})  # nothing else in `threading` has these names
 
 
 class Use(NamedTuple):
@@ -146,4 +144,6 @@ def _can_interrupt(use: Use, ordinary: Use) -> bool:
 
 
 def _only_an_event(use: Use) -> bool:
-    return use.kind == SIGNAL and any(code in _EVENT_CODES for code, _ in use.stack)
+    return use.kind == SIGNAL and any(
+        code.co_filename == threading.__file__ and code.co_name in _EVENT_METHODS for code, _ in use.stack
+    )
