@@ -40,6 +40,7 @@ from _players import (
     Task,
     Worker,
     gate,
+    is_idle,
     is_parked,
     main,
     make_joins_wakeable,
@@ -156,6 +157,9 @@ class Run:
         ]
         if self.program.is_global:
             names.update({self.program.name(number): thing for number, thing in enumerate(things)})
+        for thing, made in zip(self.machine.things, things, strict=True):
+            if thing.kind == "pool" and any(other.kind in ("rlock", "condition") for other in self.machine.things):
+                self._fill(made, thing.size)
         for number, uses in enumerate(self.program.uses):
             function = names[f"actor{number}"]
             if self.machine.pools[number] < 0:
@@ -166,6 +170,21 @@ class Run:
                 worker = Task(function)
                 names[f"actor{number}"] = worker.play
             self.workers.append(worker)
+
+    def _fill(self, pool: futures.ThreadPoolExecutor, size: int) -> None:
+        """Have a pool start all of its workers.
+
+        One that starts later may get the ident of a thread that has ended, and an RLock, which knows its holder by that alone,
+        takes it for the one that took it.
+        """
+        from concagent import _real
+
+        turn = _real.allocate_lock()
+        with turn:
+            for _ in range(size):
+                pool.submit(turn.__enter__).add_done_callback(lambda _: turn.release())
+        if not wait_until(lambda: all(is_idle(thread.ident) for thread in pool._threads)) or len(pool._threads) < size:
+            raise MismatchError("a pool does not start its workers")
 
     def start(self) -> None:
         for worker in self.workers:

@@ -182,6 +182,8 @@ class _Writer:
 
     def _write_hold(self, number: int, name: str, depth: int) -> None:
         styles = dict(STYLES) if self.plan.timed else {**STYLES, "timed": 0}
+        if self.things[number].kind == "rlock" and self.plan.homes[self.actor] >= 0:
+            styles["forget"] = 0  # it would be held by the worker, whose next task could take it once more
         if self.things[number].kind == "condition":
             styles = {"with": 1}  # who waits in it, or notifies, must have its lock
             self.uses.add(self.things[number].lock)
