@@ -353,27 +353,9 @@ Lock_release(Lock *self, PyObject *Py_UNUSED(none))
     return release_lock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* Since 3.15 the originals count the arguments of __exit__; before, they take any. */
-static inline int
-exit_arguments_fit(Py_ssize_t count)
-{
-#if PY_VERSION_HEX >= 0x030F0000
-    if (UNLIKELY(count != 3)) {
-        PyErr_Format(PyExc_TypeError, "__exit__ expected 3 arguments, got %zd", count);
-        return 0;
-    }
-#else
-    (void)count;
-#endif
-    return 1;
-}
-
 static PyObject *
-Lock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t count)
+Lock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count))
 {
-    if (!exit_arguments_fit(count)) {
-        return NULL;
-    }
     return release_lock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -631,11 +613,8 @@ RLock_release(Lock *self, PyObject *Py_UNUSED(none))
 }
 
 static PyObject *
-RLock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t count)
+RLock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count))
 {
-    if (!exit_arguments_fit(count)) {
-        return NULL;
-    }
     return release_rlock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 

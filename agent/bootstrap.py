@@ -145,6 +145,7 @@ class Agent:
         self._control: ControlServer | None = None
         self._last_resort: LastResort | None = None
         self._adoption: Any = None
+        self._end_board: Callable[[], None] | None = None
         self._paused = False
         self._installed = False
 
@@ -354,7 +355,18 @@ class Agent:
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
-        from concagent.hooks import children, files, fork, futures, imports, locks, simplequeue, sync, threads
+        from concagent.hooks import (
+            children,
+            files,
+            fork,
+            futures,
+            imports,
+            locks,
+            processes,
+            simplequeue,
+            sync,
+            threads,
+        )
         from concagent.hooks.patching import PatchSet
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
@@ -374,6 +386,7 @@ class Agent:
         if "threads" in families:
             threads.add_patches(self._patches)
             children.add_patches(self._patches)
+            processes.add_patches(self._patches, self._watch_processes)
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)
@@ -388,6 +401,23 @@ class Agent:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
+
+    def _watch_processes(self) -> None:
+        """Begin to look at all processes: the program has loaded what locks between processes are made of."""
+        from concagent import shared
+        from concagent.union import Union
+
+        union = Union(self.config, self.monitor.publish, self.monitor.look_later)
+
+        def look_soon() -> None:
+            state.post(state.CallEvent(union.begin))
+            self.monitor.wake()
+
+        shared.on_long_wait = look_soon
+        self.monitor.tick_hooks.append(union.tick)
+        self._at_fork.append(union)
+        self._undo.append(("board", shared.end))
+        self._end_board = shared.end
 
     def _look_at_loops(self, now_ns: int) -> None:
         if self._loops is None and asyncio_is_loaded():
@@ -493,6 +523,8 @@ class Agent:
         if self.monitor.stop() and self._may_have_leaked():
             self._leak_watch().look_at_exit()
         core.stop()
+        if self._end_board is not None:
+            self._end_board()
         self.openings.stop()
         self._callbacks.drain(2.0)
         for service in (self._control, self._endpoint):

@@ -136,6 +136,8 @@ class Judge:
                 self._publish_misuse(event)
         elif isinstance(event, state.CheckEvent):
             self._stalls.check()
+        elif isinstance(event, state.CallEvent):
+            event.function()
         else:
             self._publish(event)  # a finding that somebody else has made
 
@@ -147,6 +149,9 @@ class Judge:
             self._publish_misuse(event)
         elif isinstance(event, state.ForkEvent):
             self._judge_fork(event.fork)
+            return
+        elif isinstance(event, state.CallEvent):
+            event.function()
             return
         elif isinstance(event, _SecondLook):
             self._judge_ring(event.serial, event.epoch, again=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from concagent.words import CONFIDENCES as CONFIDENCES
 from concagent.words import ENDED_BY as ENDED_BY
@@ -80,10 +80,14 @@ class Actor:
     stack: tuple[StackFrame, ...] = ()
     calls: tuple[str, ...] = ()
 
+    SPACE: ClassVar[int] = (
+        1 << 40
+    )  # in a picture of several processes, those of each have serials in a space of their own
+
     @property
     def id(self) -> str:
         """Return the actor's name in findings, ``PID/tSERIAL``, of an asyncio task ``PID/aSERIAL``."""
-        return f"{self.pid}/{'a' if self.type == 'task' else 't'}{self.serial}"
+        return f"{self.pid}/{'a' if self.type == 'task' else 't'}{self.serial % self.SPACE}"
 
 
 def serial_of(actor_id: str) -> int:

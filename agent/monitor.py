@@ -302,14 +302,15 @@ class Monitor(core.Listener):
         if self._judge is None:
             from concagent.judge import Judge
 
-            self._judge = Judge(self.config, self.publish, self._look_later, self.idents)
+            self._judge = Judge(self.config, self.publish, self.look_later, self.idents)
         return self._judge
 
     def judge_later(self, delay_ns: int, event: Any) -> None:
         """Have the judge look at an event after a while; only before the thread is started."""
         self._due.append((_real.monotonic_ns() + delay_ns, event))
 
-    def _look_later(self, due_ns: int, event: Any) -> None:
+    def look_later(self, due_ns: int, event: Any) -> None:
+        """Have the judge see an event again at this time (monotonic ns); the monitor's thread only."""
         self._due.append((due_ns, event))
 
     def check(self, timeout_seconds: float = 10.0) -> None:

@@ -277,6 +277,12 @@ class CheckEvent(NamedTuple):
     """Somebody wants to know now what can be known of waits that may never end."""
 
 
+class CallEvent(NamedTuple):
+    """The monitor is to call this on its own thread."""
+
+    function: Callable[[], None]
+
+
 _events: deque[Any] = deque()
 _errors: dict[str, int] = {}
 _dropped: dict[str, int] = {}
@@ -347,7 +353,7 @@ def raw_stack(frame: FrameType | None) -> RawStack:
 
 def hold_discipline(cell: Any, hold: Any) -> str:
     """Return what is known of who releases a hold: ``owned``, ``finally``, ``later``, ``try`` or ``bare``."""
-    if cell.kind != "lock" or hold[3]:
+    if cell.kind not in {"lock", "mp-lock"} or hold[3]:
         return "owned"
     return discipline(hold[1], hold[2])
 

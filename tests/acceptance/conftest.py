@@ -54,10 +54,10 @@ class Outcome:
 class Child:
     """A running program."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, limit_seconds: float = LIMIT_SECONDS) -> None:
         self.process = process
         self._folder = folder
-        self._deadline = time.monotonic() + LIMIT_SECONDS
+        self._deadline = time.monotonic() + limit_seconds
 
     def findings(self) -> list[dict[str, Any]]:
         try:
@@ -115,6 +115,7 @@ class Runner:
     """Starts children; those that are left at the end of the test are killed."""
 
     def __init__(self, folder: Path) -> None:
+        self.limit_seconds = LIMIT_SECONDS
         self._folder = folder
         self._children: list[Child] = []
 
@@ -145,7 +146,7 @@ class Runner:
                 stderr=err,
                 start_new_session=True,
             )
-        child = Child(process, folder)
+        child = Child(process, folder, self.limit_seconds)
         self._children.append(child)
         return child
 

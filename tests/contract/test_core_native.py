@@ -717,8 +717,6 @@ class TestLikeTheOriginal:
             lambda lock: lock.acquire(blocking=0),
             lambda lock: lock.release(),
             lambda lock: lock.__exit__(1, 2, 3, 4),
-            lambda lock: (lock.acquire(), lock.__exit__()),
-            lambda lock: (lock.acquire(), lock.__exit__(None, None, None)),
             lambda lock: lock.__exit__(key=1),
             lambda lock: lock._acquire_restore(None),
             lambda lock: lock._release_save(),

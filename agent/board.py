@@ -1,0 +1,424 @@
+"""The table in shared memory through which the processes of one program see each other's holds and waits.
+
+A file in ``/dev/shm`` (else the temporary directory), 0600, made by the first process that makes a shared lock, and called
+after it: whoever is forked has the mapping, whoever is executed finds the file by the environment or by its ancestors' names.
+
+A *lock cell* belongs to one shared lock and is written by whoever holds the lock, so by one at a time: who, since when, where.
+It is written after the lock was taken and cleared before it is given back; so it may lack a holder for a moment, it never has
+a stale one while the holder lives.  Who is killed leaves his cell as it was: that is the orphan, with its site.  The word
+that says *who* is a single store, the last one of an acquisition and the first one of a release, so what is torn has no holder.
+
+A *slot* belongs to one process and is written by it alone: a counter (odd while it writes), and what it has to say, with a
+checksum.  A reader copies and compares the counter, and needs no lock.  A process may die at any instruction; what is half
+written then is not read.
+
+``flock`` is taken to claim cells, sites and slots, which is rare, and never waited for: a stopped process may have it, and
+then the newcomer goes without (its lock has no cell: nobody claims to know who holds it).
+
+Assumes    Linux: ``/proc/PID/stat`` has a process's start time, and ``CLOCK_MONOTONIC`` is the same for all.  The processes
+           are of one PID name space; a process of another one does not use the board.
+Limits     cells and sites are never used again, nobody knows whether somebody still has one: after ``LOCKS`` locks no more are
+           told.  Slots of the dead are used again.
+Cost       5 MB in a file that a program with shared locks makes once, reserved: a page that is missing later is a signal,
+           SIGBUS.  An acquisition is five stores, a release is one.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+import sys
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAGIC: Final = int.from_bytes(b"concagnt", "little")
+VERSION: Final = 1
+PREFIX: Final = "concagent-board-"
+VARIABLE: Final = "_CONCAGENT_BOARD"
+
+_PAGE: Final = 4096
+LOCKS: Final = 8192
+_LOCK_BYTES: Final = 64
+SITES: Final = 2048
+_SITE_BYTES: Final = 256
+SLOTS: Final = 512
+_SLOT_BYTES: Final = 8192
+_SLOT_HEAD: Final = struct.Struct("<QQQII")  # counter, pid, start, length, checksum
+PAYLOAD_LIMIT: Final = _SLOT_BYTES - _SLOT_HEAD.size
+
+_LOCKS_AT: Final = _PAGE
+_SITES_AT: Final = _LOCKS_AT + LOCKS * _LOCK_BYTES
+_SLOTS_AT: Final = _SITES_AT + SITES * _SITE_BYTES
+_SIZE: Final = _SLOTS_AT + SLOTS * _SLOT_BYTES
+
+# Words of the header.
+_H_MAGIC, _H_VERSION, _H_SPACE, _H_LOCKS, _H_SITES, _H_ASKED = range(6)
+# Words of a lock cell.
+_KEY, _WHO, _START, _WHERE, _SINCE, _GENERATION, _SIGNAL, _TOLD = range(8)
+_TID_BITS: Final = 32
+_LOW: Final = (1 << 32) - 1
+
+
+class Holder(NamedTuple):
+    """Who holds a lock: process and its start, the thread's OS id and record's serial, where, since, and which hold it is."""
+
+    pid: int
+    start: int
+    native_id: int
+    serial: int
+    site: int
+    since_ns: int
+    generation: int
+
+
+class Slot(NamedTuple):
+    """What a process said of itself."""
+
+    pid: int
+    start: int
+    payload: bytes
+
+
+def start_time(pid: int) -> int:
+    """Return when a process was started, in clock ticks since boot; 0 if it is gone, or ended and not yet waited for."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ESRCH}:
+            return 0
+        raise
+    try:
+        text = os.read(descriptor, 4096)
+    except ProcessLookupError:
+        return 0
+    finally:
+        os.close(descriptor)
+    fields = text.rpartition(b")")[2].split()
+    if fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1:
+        return 0
+    return int(fields[19])
+
+
+def is_alive(pid: int, start: int) -> bool:
+    """Return whether this very process lives; one that got its number later is another.  True where it cannot be told."""
+    try:
+        return start_time(pid) == start
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process does not run because of a signal or a debugger, so that it cannot answer."""
+    try:
+        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except (OSError, IndexError):
+        return True
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent's number, 0 where there is none or it cannot be told."""
+    try:
+        with_name = _read(f"/proc/{pid}/stat")
+        return int(with_name.rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def pid_space() -> int:
+    """Return the identity of our PID name space."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def folders() -> list[str]:
+    """Return where a board may lie, the best place first."""
+    return ["/dev/shm", os.environ.get("TMPDIR") or "/tmp"]
+
+
+def path_in(folder: str, pid: int, start: int) -> str:
+    """Return the path of the board that a process makes."""
+    return os.path.join(folder, f"{PREFIX}{os.getuid()}-{pid}-{start}")
+
+
+class Board:
+    """One mapped board.  Any thread may call; what a method does not say to be rare takes no lock."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        """Map an open file of the right size; the descriptor stays the caller's."""
+        self.path = path
+        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        self._map = mmap.mmap(descriptor, _SIZE, **options)
+        self._words = memoryview(self._map).cast("Q")
+        self._slot = 0
+        self._slot_owner = (0, 0)
+
+    # ------------------------------------------------------------ made, found, cleaned
+
+    @classmethod
+    def make(cls, pid: int, start: int) -> Board:
+        """Make a board that is called after this process.
+
+        Raises:
+            OSError: There is no place for one.
+        """
+        failure: OSError | None = None
+        for folder in folders():
+            path = path_in(folder, pid, start)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                os.ftruncate(descriptor, _SIZE)
+                os.posix_fallocate(descriptor, 0, _SIZE)
+                board = cls(path, descriptor)
+            except OSError as error:
+                failure = error
+                os.unlink(path)
+                continue
+            finally:
+                os.close(descriptor)
+            board._words[_H_VERSION] = VERSION
+            board._words[_H_SPACE] = pid_space()
+            board._words[_H_SITES] = 1  # site 0 is none
+            board._words[_H_MAGIC] = MAGIC
+            return board
+        raise failure or OSError(errno.ENOENT, "no folder for a board")
+
+    @classmethod
+    def open(cls, path: str) -> Board | None:
+        """Return an existing board; None if there is none, or it is not one that this process can use."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if status.st_uid != os.getuid() or status.st_mode & 0o077 or status.st_size != _SIZE:
+                return None
+            board = cls(path, descriptor)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        words = board._words
+        fits = words[_H_MAGIC] == MAGIC and words[_H_VERSION] == VERSION and words[_H_SPACE] == pid_space()
+        return board if fits else None
+
+    def remove(self) -> None:
+        """Take the file away; who has mapped it keeps it."""
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+    @contextmanager
+    def _claiming(self) -> Iterator[bool]:
+        """Hold the lock for claims; yields False at once if somebody else has it, or the file is gone."""
+        import fcntl
+
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            yield False
+            return
+        try:
+            free = False
+            for _ in range(200):  # claims last microseconds; a process that is stopped in one is not waited for
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    free = True
+                    break
+                except OSError:
+                    os.sched_yield()
+            yield free
+        finally:
+            os.close(descriptor)
+
+    # ------------------------------------------------------------ locks
+
+    def claim_lock(self, key: int) -> int:
+        """Return a new cell for a lock that was just made, 0 if there is none; rare."""
+        with self._claiming() as free:
+            number = self._words[_H_LOCKS]
+            if not free or number >= LOCKS:
+                return 0
+            cell = (_LOCKS_AT + number * _LOCK_BYTES) // 8
+            self._words[cell + _KEY] = key
+            self._words[_H_LOCKS] = number + 1
+            return cell
+
+    def find_lock(self, key: int) -> int:
+        """Return the latest cell with this key, 0 if there is none."""
+        end = _LOCKS_AT + self._words[_H_LOCKS] * _LOCK_BYTES
+        wanted = key.to_bytes(8, sys.byteorder)
+        at = self._map.rfind(wanted, _LOCKS_AT, end)
+        while at >= 0 and at % _LOCK_BYTES:
+            at = self._map.rfind(wanted, _LOCKS_AT, at + 7)
+        return at // 8 if at >= 0 else 0
+
+    def take(self, cell: int, pid: int, start: int, native_id: int, where: int, since_ns: int) -> None:
+        """Note the holder of a lock that was taken; ``where`` is (serial << 32 | site)."""
+        words = self._words
+        words[cell + _START] = start
+        words[cell + _WHERE] = where
+        words[cell + _SINCE] = since_ns
+        words[cell + _GENERATION] += 1
+        words[cell + _WHO] = pid << _TID_BITS | native_id
+
+    def drop(self, cell: int) -> None:
+        """Note that a lock is about to be given back."""
+        self._words[cell + _WHO] = 0
+
+    def holder(self, cell: int) -> Holder | None:
+        """Return who holds a lock, None if nobody is known to; two readings must agree."""
+        words = self._words
+        one = tuple(words[cell + _WHO : cell + _GENERATION + 1])
+        two = tuple(words[cell + _WHO : cell + _GENERATION + 1])
+        if one != two or not one[0]:
+            return None
+        who, start, where, since_ns, generation = one
+        return Holder(who >> _TID_BITS, start, who & _LOW, where >> 32, where & _LOW, since_ns, generation)
+
+    def mark_signal(self, cell: int) -> None:
+        """Note that a lock was given back by somebody who did not hold it: its holder says nothing from now on."""
+        self._words[cell + _SIGNAL] = 1
+
+    def is_signal(self, cell: int) -> bool:
+        """Return whether that ever happened."""
+        return bool(self._words[cell + _SIGNAL])
+
+    def tell(self, cell: int, generation: int) -> bool:
+        """Note that this hold was told of; False if it had been."""
+        if self._words[cell + _TOLD] == generation:
+            return False
+        self._words[cell + _TOLD] = generation
+        return True
+
+    # ------------------------------------------------------------ sites
+
+    def claim_site(self, text: bytes) -> int:
+        """Return the number of a text, 0 if there is no room; rare: once a text and process."""
+        text = text[: _SITE_BYTES - 8]
+        entry = len(text).to_bytes(4, "little") + zlib.crc32(text).to_bytes(4, "little") + text
+        with self._claiming() as free:
+            number = self._words[_H_SITES]
+            at = self._map.find(entry, _SITES_AT, _SITES_AT + number * _SITE_BYTES)
+            if at >= 0 and (at - _SITES_AT) % _SITE_BYTES == 0:
+                return (at - _SITES_AT) // _SITE_BYTES
+            if not free or number >= SITES:
+                return 0
+            at = _SITES_AT + number * _SITE_BYTES
+            self._map[at : at + len(entry)] = entry
+            self._words[_H_SITES] = number + 1
+            return number
+
+    def site(self, number: int) -> bytes:
+        """Return the text with this number, empty where there is none."""
+        if not 0 < number < min(self._words[_H_SITES], SITES):
+            return b""
+        at = _SITES_AT + number * _SITE_BYTES
+        length = int.from_bytes(self._map[at : at + 4], "little")
+        text = self._map[at + 8 : at + 8 + length]
+        return text if zlib.crc32(text) == int.from_bytes(self._map[at + 4 : at + 8], "little") else b""
+
+    # ------------------------------------------------------------ slots
+
+    def publish(self, pid: int, start: int, payload: bytes) -> bool:
+        """Say something of this process, in place of what it said before; False without room.  One thread a process."""
+        if len(payload) > PAYLOAD_LIMIT:
+            return False
+        if self._slot_owner != (pid, start):
+            self._slot = self._claim_slot(pid, start)
+            self._slot_owner = (pid, start)
+        at = self._slot
+        if not at:
+            self._slot_owner = (0, 0)  # another try next time
+            return False
+        words, head = self._words, at // 8
+        counter = words[head] | 1
+        words[head] = counter
+        self._map[at + _SLOT_HEAD.size : at + _SLOT_HEAD.size + len(payload)] = payload
+        _SLOT_HEAD.pack_into(self._map, at, counter, pid, start, len(payload), zlib.crc32(payload))
+        words[head] = counter + 1
+        return True
+
+    def _claim_slot(self, pid: int, start: int) -> int:
+        with self._claiming() as free:
+            if not free:
+                return 0
+            for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+                owner, since = self._words[at // 8 + 1], self._words[at // 8 + 2]
+                if not owner or not is_alive(owner, since):
+                    self._words[at // 8] |= 1
+                    self._words[at // 8 + 1] = pid
+                    self._words[at // 8 + 2] = start
+                    return at
+        return 0
+
+    def slots(self) -> list[Slot]:
+        """Return what the processes say, those that have ended included; one that is just writing is left out."""
+        found = []
+        for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+            head = at // 8
+            before = self._words[head]
+            if not self._words[head + 1]:
+                break  # they are claimed from the front
+            _, pid, start, length, checksum = _SLOT_HEAD.unpack_from(self._map, at)
+            if before & 1 or length > PAYLOAD_LIMIT:
+                continue
+            payload = self._map[at + _SLOT_HEAD.size : at + _SLOT_HEAD.size + length]
+            if self._words[head] == before and zlib.crc32(payload) == checksum:
+                found.append(Slot(pid, start, payload))
+        return found
+
+    def has_others(self, pid: int) -> bool:
+        """Return whether a process other than this one, that lives, has a slot."""
+        for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+            owner, since = self._words[at // 8 + 1], self._words[at // 8 + 2]
+            if not owner:
+                return False
+            if owner != pid and is_alive(owner, since):
+                return True
+        return False
+
+    # ------------------------------------------------------------ asking the others
+
+    def ask(self) -> None:
+        """Ask all processes to say again how they stand; two who ask at once may count as one."""
+        self._words[_H_ASKED] += 1
+
+    def asked(self) -> int:
+        """Return how often somebody has asked."""
+        return self._words[_H_ASKED]
+
+
+def clean() -> None:
+    """Remove the boards of this user whose makers are gone and that no living process has a slot in."""
+    prefix = f"{PREFIX}{os.getuid()}-"
+    for folder in folders():
+        try:
+            names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+        except OSError:
+            continue
+        for name in names:
+            pid, _, start = name[len(prefix) :].partition("-")
+            if not (pid.isdigit() and start.isdigit()) or is_alive(int(pid), int(start)):
+                continue
+            board = Board.open(os.path.join(folder, name))
+            if board is not None and not board.has_others(0):
+                board.remove()

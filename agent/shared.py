@@ -1,0 +1,220 @@
+"""Resources that processes share, as this process knows them: their cells, their keys, and the board of the program.
+
+A shared lock has one identity in all processes, its *key*: a hash of the semaphore's name as it was when it was made.  Who
+holds it is on the board; which thread of ours holds it, with code and offset, is in the cell here as well.
+
+Nothing is made before the program makes its first shared lock; see `board`.  Where a board cannot be made, the cells
+still serve within the process, and that is said once.
+
+Invariants S1 `hold` is set by the thread that has the lock, after it took it, and cleared before it gives it back.
+           S2 after a fork the child holds nothing: what the parent held, the parent holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import _real, core, state
+from concagent.board import VARIABLE, Board, Holder, clean, folders, parent_of, path_in, start_time
+from concagent.discipline import discipline
+from concagent.model import CallSite
+from concagent.snapshots import call_site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+
+_GENERATIONS: Final = 64  # of ancestors that are asked for a board
+_FIRM: Final = frozenset({"owned", "finally", "later"})
+
+_board: Board | None = None
+_made = False  # whether this very process made it
+_looked = False
+_me = (0, 0)
+# By the code's id, since to hash a code is slow; the code is kept so that its id stays its own.
+_sites: dict[tuple[int, int, bool], tuple[CodeType, int]] = {}
+_cells: dict[int, Any] = {}  # serial -> weak reference to the object that has the cell
+ends: dict[int, int] = {}  # serial of a resource, the end of a child -> the child's pid
+on_long_wait: Callable[[], None] = lambda: None  # noqa: E731 - called when a wait for a shared lock has become long
+
+
+class Cell:
+    """A shared lock or semaphore in this process."""
+
+    __slots__ = ("code", "detail", "foreign", "hold", "key", "kind", "lasti", "name", "place", "reference", "serial")
+
+    def __init__(self, kind: str, key: int, place: int, target: object, code: CodeType | None, lasti: int) -> None:
+        """Describe the lock with this key.
+
+        Args:
+            kind: ``mp-lock``, ``mp-rlock`` or ``mp-semaphore``.
+            key: The lock's identity in all processes.
+            place: Its cell on the board, 0 for none.
+            target: The object that the program calls its lock; it is not kept alive.
+            code: The code that made it, None if that is another process's.
+            lasti: The instruction in it.
+        """
+        self.serial = core.next_serial()
+        self.kind = kind
+        self.key = key
+        self.place = place
+        self.code = code
+        self.lasti = lasti
+        self.name: str | None = None
+        self.hold: tuple[Any, Any, int, bool] | None = None
+        self.foreign = False
+        self.detail = None
+        self.reference = _real.weak_reference(target)
+
+    def hold_seen_by(self, wait: Any) -> Any:  # noqa: ARG002 - the signature of all cells
+        """Return the hold of a thread of this process; None if there is none, or the lock is used as a signal."""
+        return None if self.foreign or self.kind == "mp-semaphore" else self.hold
+
+    def take(self, frame: Any, entered: bool) -> None:
+        """Note that the calling thread has taken the lock, in this frame."""
+        record = core.current_record()
+        code, lasti = frame.f_code, frame.f_lasti
+        if self.place and _board is not None:
+            known = _sites.get((id(code), lasti, entered))
+            if known is None:
+                known = _sites[id(code), lasti, entered] = code, _claim_site(code, lasti, entered)
+            where = record.serial << 32 | known[1]
+            _board.take(self.place, *me(), record.native_id, where, _real.monotonic_ns())
+        self.hold = (record, code, lasti, entered)
+
+    def drop(self) -> None:
+        """Note that the lock is about to be given back; by somebody who does not hold it: that it is a signal."""
+        hold, self.hold = self.hold, None
+        mine = hold is not None and hold[0] is core.current_record()
+        if self.place and _board is not None:
+            if not mine and _board.holder(self.place) is not None:
+                self.foreign = True
+                _board.mark_signal(self.place)
+            _board.drop(self.place)
+        elif not mine:
+            self.foreign = True
+
+    def holder(self) -> Holder | None:
+        """Return who holds it, of all processes; None if nobody is known to, or it is used as a signal."""
+        if not self.place or _board is None or self.kind == "mp-semaphore":
+            return None
+        if _board.is_signal(self.place):
+            self.foreign = True
+            return None
+        return _board.holder(self.place)
+
+
+def me() -> tuple[int, int]:
+    """Return this process: pid and start time."""
+    global _me
+    if _me[0] != os.getpid():
+        _me = (os.getpid(), start_time(os.getpid()))
+    return _me
+
+
+def key_of(name: str) -> int:
+    """Return the identity of a named semaphore."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") or 1
+
+
+def board() -> Board | None:
+    """Return the board that is in use, None if there is none (yet)."""
+    return _board
+
+
+def get_board() -> Board | None:
+    """Return the program's board, looked for or made when it is first needed; None where there cannot be one."""
+    global _board, _looked, _made
+    if _board is None and not _looked and sys.platform.startswith("linux"):
+        _looked = True
+        try:
+            _board = _find()
+            if _board is None:
+                clean()
+                _board, _made = Board.make(*me()), True
+                os.environ[VARIABLE] = _board.path
+            _board.publish(*me(), b"{}")  # so that others know that somebody uses it
+        except (OSError, ValueError, IndexError, ImportError) as error:
+            state.count_error("board", error)
+            state.post(state.CallEvent(_say_so))
+    return _board
+
+
+def _say_so() -> None:
+    import logging
+
+    logging.getLogger("concagent").info("no board in shared memory, so locks are watched within each process only")
+
+
+def _find() -> Board | None:
+    given = os.environ.get(VARIABLE)
+    found = Board.open(given) if given else None
+    pid = os.getppid()
+    for _ in range(_GENERATIONS):
+        if found is not None or pid <= 1:
+            break
+        for folder in folders():
+            found = found or Board.open(path_in(folder, pid, start_time(pid)))
+        pid = parent_of(pid)
+    return found
+
+
+def end() -> None:
+    """Remove the board if this process made it and nobody else has it: at the process's end."""
+    if _board is not None and _made and _me[0] == os.getpid() and not _board.has_others(_me[0]):
+        _board.remove()
+        if os.environ.get(VARIABLE) == _board.path:
+            del os.environ[VARIABLE]
+
+
+def _claim_site(code: CodeType, lasti: int, entered: bool) -> int:
+    site = call_site(code, lasti)
+    if _board is None or site is None:
+        return 0
+    habit = "owned" if entered else discipline(code, lasti)
+    text = json.dumps([habit, site.line, site.function[-60:], site.file[-150:]])
+    return _board.claim_site(text.encode())
+
+
+def site_of(number: int) -> tuple[str, CallSite | None]:
+    """Return (discipline, site) of a hold on the board; ("bare", None) where it is not known."""
+    text = _board.site(number) if _board is not None else b""
+    try:
+        habit, line, function, file = json.loads(text)
+    except ValueError:  # cut off, or none
+        return "bare", None
+    return habit, CallSite(file, line, function)
+
+
+def is_firm(habit: str) -> bool:
+    """Return whether this discipline means that the holder itself gives back."""
+    return habit in _FIRM
+
+
+def register(cell: Cell, target: Any) -> None:
+    """Remember whose cell this is; ``target`` can be referred to weakly."""
+    serial = cell.serial
+    _cells[serial] = _real.weak_reference(target, lambda _: _cells.pop(serial, None))
+
+
+def cells() -> list[Cell]:
+    """Return the cells of the shared locks that live in this process."""
+    found = [reference() for reference in list(_cells.values())]
+    return [target.cell for target in found if target is not None]
+
+
+def process_name() -> str:
+    """Return what multiprocessing calls this process."""
+    module = sys.modules.get("multiprocessing.process")
+    current = getattr(module, "_current_process", None)
+    return str(getattr(current, "_name", None) or "MainProcess")
+
+
+def after_fork_in_child() -> None:
+    """Forget what the parent's threads hold here; the board says that the parent does."""
+    for cell in cells():
+        cell.hold = None

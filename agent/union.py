@@ -1,0 +1,403 @@
+"""Deadlocks and orphans over all processes of a program.
+
+Each process whose threads wait long for something shared says on the board who waits here, untimed, for what only its holder can
+end, local locks and threads included.  Joined with the holders of the shared locks that gives one picture of all processes, in
+which rings are found as in any other.
+
+What a process says is a past picture; so a ring counts if it is in two joined pictures, with the same waits (epochs) and the
+same holds (generations), and if each member has spoken again *after* the first was read.  Each of its edges then lasted from
+before that moment until after it, so at that moment the ring was whole.  Who finds one asks the others to speak again.
+
+A lock whose holder's process has ended, by number and start time, is an orphan; a number that was given to another process
+meanwhile does not hide it.
+
+All members find the same; the one with the smallest (pid, start) that is not stopped tells it, for the whole program.
+
+Invariants U1 everything here runs on the monitor's thread.
+           U2 rings within one process are left to `judge`.
+Not proof  a lock of which the code does not show that its holder gives it back, and locks used as signals.
+Cost       nothing while nobody waits long for something shared; else one picture of this process a second, later every five,
+           and a reading of the others' slots.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from concagent import _real, core, graph, shared, snapshots, state
+from concagent.board import PAYLOAD_LIMIT, is_alive, is_stopped
+from concagent.detectors import crossing, deadlock
+from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot, StackFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from concagent.board import Board, Holder
+    from concagent.config import Config
+    from concagent.model import Finding
+
+AGAIN_NS: Final = 60_000_000  # between two looks while something is being confirmed
+LOOKS: Final = 25  # such looks before the usual rhythm
+QUIET_NS: Final = 4_900_000_000
+_STACK_LIMIT: Final = 12
+_LOCK_KINDS: Final = frozenset({"mp-lock", "mp-rlock"})
+
+Process = tuple[int, int]  # pid and start time
+
+
+class Said(NamedTuple):
+    """What one process said: when (monotonic ns), its name, and its part of the picture as it is numbered there."""
+
+    process: Process
+    at_ns: int
+    name: str
+    main: int
+    actors: list[Any]
+    resources: list[Any]
+    requests: list[Any]
+    holds: list[Any]
+
+
+class _Joined(NamedTuple):
+    """The picture of all processes, and what the confirmation compares."""
+
+    picture: Snapshot
+    process_of: dict[int, Process]
+    spoken_ns: dict[Process, int]
+    holders: dict[int, Holder]  # resource -> holder on the board
+    cells: dict[int, int]  # resource -> its cell on the board
+
+
+class Union:
+    """What one process finds out of all."""
+
+    def __init__(
+        self, config: Config, publish: Callable[[Finding], None], look_later: Callable[[int, Any], None]
+    ) -> None:
+        """Keep what is needed to speak and to come back; see `judge.Judge`."""
+        self._config = config
+        self._publish = publish
+        self._look_later = look_later
+        self._reset()
+
+    def _reset(self) -> None:
+        self._spoke = False  # whether our slot has anything in it
+        self._asked = 0
+        self._next_ns = 0
+        self._pause_ns = 0
+        self._looks = 0
+        self._candidates: dict[Any, int] = {}
+        self._told: set[Any] = set()
+        self._serials: dict[Any, int] = {}
+
+    def after_fork_in_child(self) -> None:
+        """Start over."""
+        self._reset()
+        shared.after_fork_in_child()
+
+    def tick(self, now_ns: int) -> None:
+        """Look if somebody waits here for something shared, or another process asks; once a second."""
+        board = shared.board()
+        if board is None:
+            return
+        asked = board.asked()
+        if asked != self._asked or now_ns >= self._next_ns:
+            self._asked = asked
+            self._pause_ns = min(QUIET_NS, max(900_000_000, self._pause_ns * 2))
+            self._next_ns = now_ns + self._pause_ns
+            self._look(board)
+
+    def begin(self) -> None:
+        """Look now: a wait for something shared has become long."""
+        board = shared.board()
+        if board is not None:
+            self._pause_ns = self._next_ns = 0
+            self._look(board)
+
+    def _again(self) -> None:
+        board = shared.board()
+        if board is not None:
+            self._look(board)
+
+    def _look(self, board: Board) -> None:
+        own = self._own()
+        if own is None:
+            if self._spoke:
+                board.publish(*shared.me(), _encode(Said(shared.me(), 0, shared.process_name(), 0, [], [], [], [])))
+                self._spoke = False
+            self._candidates.clear()
+            self._looks = 0
+            return
+        self._spoke = board.publish(*shared.me(), _encode(own))
+        joined = self._join(board, own)
+        began_ns = _real.monotonic_ns()
+        known, self._candidates = self._candidates, {}
+        for ring in graph.find_rings(joined.picture):
+            self._judge_ring(joined, ring, known, began_ns)
+        self._judge_orphans(board, joined, known, began_ns)
+        if self._candidates and self._looks < LOOKS:
+            if not self._looks:
+                board.ask()
+                self._asked = board.asked()
+            self._looks += 1
+            self._look_later(began_ns + AGAIN_NS, state.CallEvent(self._again))
+        elif not self._candidates:
+            self._looks = 0
+
+    # ------------------------------------------------------------ judging
+
+    def _judge_ring(self, joined: _Joined, ring: tuple[int, ...], known: dict[Any, int], now_ns: int) -> None:
+        processes = {joined.process_of[serial] for serial in ring}
+        if len(processes) < 2 or not deadlock.ring_is_closed(joined.picture, ring):
+            return
+        requests = {edge.actor: edge for edge in joined.picture.requests}
+        key = frozenset(
+            (
+                joined.process_of[serial],
+                serial,
+                requests[serial].epoch,
+                requests[serial].resource,
+                joined.holders.get(requests[serial].resource),
+            )
+            for serial in ring
+        )
+        if key in self._told:
+            return
+        first_ns = self._candidates[key] = known.get(key, now_ns)
+        if any(joined.spoken_ns[process] <= first_ns for process in processes):
+            return
+        del self._candidates[key]
+        self._told.add(key)
+        if self._speaks_for(processes):
+            self._publish(crossing.ring_finding(joined.picture, ring))
+
+    def _judge_orphans(self, board: Board, joined: _Joined, known: dict[Any, int], now_ns: int) -> None:
+        actors = {actor.serial: actor for actor in joined.picture.actors}
+        for resource, holder in joined.holders.items():
+            waits = [e for e in joined.picture.requests if e.resource == resource and not e.timed]
+            mine = [edge for edge in waits if joined.process_of[edge.actor] == shared.me()]
+            if not mine or is_alive(holder.pid, holder.start):
+                continue
+            key = (joined.cells[resource], holder)
+            if key in self._told:
+                continue
+            firm = shared.is_firm(shared.site_of(holder.site)[0])
+            firm = firm or next(r for r in joined.picture.resources if r.serial == resource).kind == "mp-rlock"
+            young = now_ns - min(edge.since_ns for edge in waits) < self._config.stall_after * 1e9
+            if not firm and young:
+                continue
+            first_ns = self._candidates[key] = known.get(key, now_ns)
+            if first_ns == now_ns:
+                continue
+            del self._candidates[key]
+            self._told.add(key)
+            waiting = {joined.process_of[edge.actor] for edge in waits}
+            if self._speaks_for(waiting) and board.tell(joined.cells[resource], holder.generation & 0xFFFFFFFF):
+                members = [edge.actor for edge in waits if edge.actor in actors]
+                self._publish(crossing.orphan_finding(joined.picture, resource, members, holder.start, firm=firm))
+
+    def _speaks_for(self, processes: Iterable[Process]) -> bool:
+        """Return whether it is this process that tells; one that is stopped cannot."""
+        able = [process for process in processes if process == shared.me() or not is_stopped(process[0])]
+        return min(able) == shared.me()
+
+    # ------------------------------------------------------------ what this process says
+
+    def _own(self) -> Said | None:
+        """Return this process's part, None if nobody here waits for something shared."""
+        at_ns = _real.monotonic_ns()  # all that is said was seen later
+        picture = snapshots.take(named=False)
+        cells = {cell.serial: cell for cell in shared.cells()}
+        if not any(edge.resource in cells or edge.resource in shared.ends for edge in picture.requests):
+            return None
+        waiting = frozenset(edge.actor for edge in picture.requests)
+        picture = snapshots.take(stacks=waiting, stack_limit=_STACK_LIMIT)
+        resources = {resource.serial: resource for resource in picture.resources}
+        states = {actor.serial: actor for actor in picture.actors}
+        requests = []
+        for edge in picture.requests:
+            resource = resources[edge.resource]
+            lasting = resource.has_one_holder or resource.kind in _LOCK_KINDS
+            if (
+                lasting
+                and not edge.timed
+                and states[edge.actor].state == "blocked"
+                and edge.actor < state.ACTOR_SERIALS
+            ):
+                requests.append(edge)
+        awaited = {edge.resource for edge in requests}
+        holds = [h for h in picture.assignments if h.resource in awaited and h.resource not in cells]
+        holds = [h for h in holds if h.resource not in shared.ends and h.holder < state.ACTOR_SERIALS]
+        named = {edge.actor for edge in requests} | {hold.holder for hold in holds}
+        main = _real.main_ident()
+        main_serial = next((r.serial for r in core.records() if r.ident == main), 0)
+        return Said(
+            shared.me(),
+            at_ns,
+            shared.process_name(),
+            main_serial,
+            [_actor_said(states[serial]) for serial in sorted(named)],
+            [_resource_said(resources[serial], cells) for serial in sorted(awaited)],
+            [[e.actor, e.resource, e.since_ns, e.epoch, _site_said(e.site), e.discipline] for e in requests],
+            [[h.resource, h.holder, h.since_ns, h.depth, _site_said(h.site), h.discipline] for h in holds],
+        )
+
+    # ------------------------------------------------------------ all together
+
+    def _join(self, board: Board, own: Said) -> _Joined:
+        said = {own.process: own}
+        names = {}
+        for slot in board.slots():
+            process = (slot.pid, slot.start)
+            one = _decode(slot.payload, process)
+            if one is None:
+                continue
+            names[process] = one.name
+            if process != own.process and one.requests and is_alive(*process):
+                said[process] = one
+        joiner = _Joiner(board, self._serials, names)
+        for process in sorted(said):
+            joiner.add(said[process])
+        return joiner.joined()
+
+
+class _Joiner:
+    """Makes one picture of what the processes say, with serials of its own; `serials` keeps them from look to look."""
+
+    def __init__(self, board: Board, serials: dict[Any, int], names: dict[Process, str]) -> None:
+        self.board = board
+        self.serials = serials
+        self.names = names
+        self.actors: dict[int, Actor] = {}
+        self.resources: dict[int, Resource] = {}
+        self.requests: list[RequestEdge] = []
+        self.holds: dict[int, AssignmentEdge] = {}
+        self.process_of: dict[int, Process] = {}
+        self.spoken_ns: dict[Process, int] = {}
+        self.mains: dict[int, tuple[Process, int]] = {}  # pid -> process, serial of its main thread
+        self.keys: dict[int, Any] = {}  # resource -> key
+        self.holders: dict[int, Holder] = {}
+        self.cells: dict[int, int] = {}
+
+    def add(self, said: Said) -> None:
+        process = said.process
+        self.spoken_ns[process] = said.at_ns
+        self.mains[process[0]] = (process, said.main)
+        for serial, native_id, name, daemon, stack in said.actors:
+            label = f"{said.name} (pid {process[0]})"
+            label = label if name == "MainThread" else f"{name} of {label}"
+            frames = tuple(StackFrame(*frame) for frame in stack)
+            number = self._actor(process, serial)
+            self.actors[number] = Actor(number, "thread", process[0], native_id, label, daemon, "live", frames)
+        numbers = {}
+        for serial, kind, name, created, key in said.resources:
+            number = numbers[serial] = self._number(key if key is not None else [*process, serial])
+            if key is not None:
+                self.keys[number] = key
+            known = self.resources.get(number)
+            if known is None or not known.name:
+                made = created or (_site_said(known.created) if known is not None else None)
+                self.resources[number] = Resource(number, kind, name, CallSite(*made) if made else None)
+        for actor, resource, since_ns, epoch, site, habit in said.requests:
+            number = self._actor(process, actor)
+            where = CallSite(*site) if site else None
+            self.requests.append(RequestEdge(number, numbers[resource], since_ns, epoch, False, where, habit))
+            self.actors[number] = replace(self.actors[number], state="blocked")
+        for resource, holder, since_ns, depth, site, habit in said.holds:
+            where, number = CallSite(*site) if site else None, numbers[resource]
+            self.holds[number] = AssignmentEdge(number, self._actor(process, holder), since_ns, depth, where, habit)
+
+    def joined(self) -> _Joined:
+        for number, key in self.keys.items():
+            if isinstance(key, str):
+                self._hold_lock(number, int(key, 16))
+            elif key[0] in self.mains:  # the end of a process: its main thread has to come to its end
+                process, main = self.mains[key[0]]
+                self._hold(number, self._holder_actor(process, main, 0), None, None, "owned")
+        now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
+        picture = Snapshot(
+            pid=shared.me()[0],
+            monotonic_ns=now_ns,
+            wall_seconds=wall,
+            actors=tuple(sorted(self.actors.values(), key=lambda a: a.serial)),
+            resources=tuple(sorted(self.resources.values(), key=lambda r: r.serial)),
+            requests=tuple(sorted(self.requests, key=lambda e: e.actor)),
+            assignments=tuple(sorted(self.holds.values(), key=lambda e: (e.resource, e.holder))),
+        )
+        return _Joined(picture, self.process_of, self.spoken_ns, self.holders, self.cells)
+
+    def _hold_lock(self, number: int, key: int) -> None:
+        cell = self.board.find_lock(key)
+        holder = self.board.holder(cell) if cell else None
+        if holder is None or self.board.is_signal(cell):
+            return
+        self.holders[number], self.cells[number] = holder, cell
+        habit, site = shared.site_of(holder.site)
+        process = (holder.pid, holder.start)
+        habit = "owned" if self.resources[number].kind == "mp-rlock" else habit
+        self._hold(number, self._holder_actor(process, holder.serial, holder.native_id), holder.since_ns, site, habit)
+
+    def _hold(self, number: int, holder: int, since_ns: int | None, site: CallSite | None, habit: str) -> None:
+        self.holds[number] = AssignmentEdge(number, holder, since_ns, 1, site, habit)
+
+    def _holder_actor(self, process: Process, serial: int, native_id: int) -> int:
+        number = self._actor(process, serial)
+        if number not in self.actors:
+            alive = is_alive(*process)
+            name = f"{self.names.get(process, 'a process')} (pid {process[0]})"
+            kind = "thread" if alive else "process"
+            made = Actor(number, kind, process[0], native_id or None, name, False, "live" if alive else "ended")
+            self.actors[number] = made
+        return number
+
+    def _actor(self, process: Process, serial: int) -> int:
+        """Return the number of an actor here; its id keeps the serial that it has in its own process."""
+        space = self.serials.setdefault(process, len(self.serials) + 1)
+        number = space * Actor.SPACE + serial
+        self.process_of[number] = process
+        return number
+
+    def _number(self, key: Any) -> int:
+        key = json.dumps(key)
+        return self.serials.setdefault(("resource", key), len(self.serials) + 1)
+
+
+# ---------------------------------------------------------------- in the slots
+
+
+def _encode(said: Said) -> bytes:
+    """Return what fits into a slot: without stacks if it must be, then without those who matter least."""
+    for limit in (_STACK_LIMIT, 3, 0):
+        actors = [[*actor[:-1], actor[-1][len(actor[-1]) - limit :] if limit else []] for actor in said.actors]
+        text = json.dumps(said._replace(actors=actors)[1:], separators=(",", ":")).encode()
+        if len(text) <= PAYLOAD_LIMIT:
+            return text
+    return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[])[1:]).encode()
+
+
+def _decode(payload: bytes, process: Process) -> Said | None:
+    try:
+        values = json.loads(payload)
+        return Said(process, *values) if values else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _actor_said(actor: Actor) -> list[Any]:
+    stack = [[f.file, f.line, f.function, f.source] for f in actor.stack]
+    return [actor.serial, actor.native_id, actor.name, actor.daemon, stack]
+
+
+def _resource_said(resource: Resource, cells: dict[int, Any]) -> list[Any]:
+    key: Any = None
+    if resource.serial in cells:
+        key = f"{cells[resource.serial].key:x}"
+    elif resource.serial in shared.ends:
+        key = [shared.ends[resource.serial], "end"]
+    return [resource.serial, resource.kind, resource.name, _site_said(resource.created), key]
+
+
+def _site_said(site: CallSite | None) -> list[Any] | None:
+    return [site.file, site.line, site.function] if site is not None else None

@@ -1,0 +1,320 @@
+"""A type in the place of ``_multiprocessing.SemLock`` that knows who holds it, and waits for it in the open.
+
+It is derived from the original and calls it for everything that is done, so semantics, attributes, pickling (``_rebuild``),
+resource tracking and ``isinstance`` are those of the original.  A lock that is free is taken at once and its holder noted; who
+has to wait publishes that first.  A wait that lasts longer than `LONG_SECONDS` wakes the monitor, so that the other processes
+come to know of it; nobody else pays for the board's slots.
+
+A semaphore (of more than one permit, or of which anybody may release) has no holder.  A lock given back by somebody who did
+not take it is a signal from then on; see ``shared``.
+
+Assumes    the original's ``acquire(False)`` neither waits nor runs Python code.
+Limits     who is killed between taking a lock and noting it leaves one that nobody is known to have.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import _real, core, shared, state
+from concagent.errors import DeadlockError
+from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType
+
+    from concagent.board import Holder
+
+LONG_SECONDS: Final = 0.3
+_RECURSIVE: Final = 0
+_LIBRARY: Final = "multiprocessing.synchronize"
+_OURS: Final = frozenset({_LIBRARY, __name__, "multiprocessing.context"})
+_DEPTH: Final = 8  # frames between a wait in C and the function of the library that began it
+
+
+def replacement(original: Any) -> Any:
+    """Return our type, derived from this one."""
+    plain_acquire, plain_release, count = original.acquire, original.release, original._count
+
+    class SemLock(original):  # type: ignore[misc]
+        """The original, watched."""
+
+        __slots__ = ("__weakref__", "cell")
+
+        def __new__(cls, kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> Any:
+            """Make the semaphore as the original does."""
+            made = original.__new__(cls, kind, value, maxvalue, name, unlink)
+            made.cell = _new_cell(made, kind, maxvalue, name, rebuilt=False)
+            return made
+
+        @classmethod
+        def _rebuild(cls, handle: int, kind: int, maxvalue: int, name: Any) -> Any:
+            """Open the semaphore that another process has made, as the original does."""
+            made = super()._rebuild(handle, kind, maxvalue, name)
+            made.cell = _new_cell(made, kind, maxvalue, name, rebuilt=True)
+            return made
+
+        def acquire(self, block: Any = True, timeout: Any = None) -> bool:
+            """Take it as the original does."""
+            cell = self.cell
+            if cell is None or not core.is_recording():
+                return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
+            if timeout is not None and type(timeout) not in {int, float}:
+                return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
+            got = plain_acquire(self, False) or (bool(block) and _wait(self, cell, timeout))
+            if got and cell.kind != "mp-semaphore" and count(self) == 1:
+                _note(cell)
+            return bool(got)
+
+        def __enter__(self) -> bool:
+            cell = self.cell
+            if cell is None or not core.is_recording():
+                return plain_acquire(self)  # type: ignore[no-any-return]
+            got = plain_acquire(self, False) or _wait(self, cell, None)
+            if got and cell.kind != "mp-semaphore" and count(self) == 1:
+                _note(cell)
+            return bool(got)
+
+        def release(self) -> None:
+            """Give it back as the original does."""
+            cell = self.cell
+            if cell is not None and cell.kind != "mp-semaphore":
+                recursive = self.kind == _RECURSIVE
+                held = self._is_mine() and count(self) == 1 if recursive else self._get_value() < self.maxvalue
+                if held:
+                    _drop(cell)
+            plain_release(self)
+
+        def __exit__(self, *exc: object) -> None:
+            self.release()
+
+        def _after_fork(self) -> None:
+            if self.cell is not None:
+                self.cell.hold = None
+            super()._after_fork()
+
+    def _wait(self: Any, cell: shared.Cell, timeout: Any) -> bool:
+        timed = timeout is not None
+        mark = core.wait_mark()
+        try:
+            _publish(cell, timed)
+            if timed or not cell.place:
+                return plain_acquire(self, True, timeout)  # type: ignore[no-any-return]
+            if plain_acquire(self, True, LONG_SECONDS):
+                return True
+            shared.on_long_wait()
+            return plain_acquire(self, True)  # type: ignore[no-any-return]
+        finally:
+            core.end_waits(mark)
+
+    SemLock.__module__, SemLock.__qualname__ = original.__module__, original.__qualname__
+    SemLock.__doc__ = original.__doc__
+    return SemLock
+
+
+def _new_cell(made: Any, kind: int, maxvalue: int, name: Any, *, rebuilt: bool) -> shared.Cell | None:
+    try:
+        frame: FrameType | None = _real.getframe(2)
+        target = made
+        while frame is not None and _is_library(frame):
+            if frame.f_code.co_name in {"__init__", "__setstate__"}:
+                target = frame.f_locals.get("self", target)
+            frame = frame.f_back
+        word = "mp-rlock" if kind == _RECURSIVE else "mp-lock" if maxvalue == 1 else "mp-semaphore"
+        key, place = (shared.key_of(name), 0) if isinstance(name, str) else (0, 0)
+        board = shared.get_board() if key and word != "mp-semaphore" else None
+        if board is not None:
+            place = board.find_lock(key) if rebuilt else board.claim_lock(key)
+        code, lasti = (frame.f_code, frame.f_lasti) if frame is not None and not rebuilt else (None, 0)
+        cell = shared.Cell(word, key, place, target, code, lasti)
+        shared.register(cell, made)
+    except Exception as error:  # noqa: BLE001 - border: the program has its lock all the same
+        state.count_error("hook", error)
+        return None
+    return cell
+
+
+def _is_library(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") in _OURS
+
+
+def _caller() -> tuple[FrameType, bool]:
+    """Return the program's frame, and whether it enters the lock."""
+    frame = _real.getframe(2)
+    entered = False
+    while _is_library(frame) and frame.f_back is not None:
+        entered = frame.f_code.co_name == "__enter__"
+        frame = frame.f_back
+    return frame, entered
+
+
+def _note(cell: shared.Cell) -> None:
+    try:
+        cell.take(*_caller())
+    except Exception as error:  # noqa: BLE001 - border: the lock is taken
+        state.count_error("hook", error)
+
+
+def _drop(cell: shared.Cell) -> None:
+    try:
+        cell.drop()
+    except Exception as error:  # noqa: BLE001 - border: the lock is to be given back
+        state.count_error("hook", error)
+
+
+def _publish(cell: shared.Cell, timed: bool) -> None:
+    try:
+        wait = core.begin_wait(cell, timed, _caller()[0])
+        core.check_wait(wait)
+    except DeadlockError:
+        raise
+    except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
+        state.count_error("hook", error)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class SharedSource:
+    """What pictures say of shared locks, and of threads that wait for a child's end (see ``state.Source``).
+
+    Another process may give back a semaphore, and a lock of which the code does not show that its holder does; it counts as
+    alive.  Whether it really is able to is asked where all processes are seen: see ``union``.
+    """
+
+    def __init__(self) -> None:
+        """Know of nobody yet."""
+        self._serials: dict[Any, int] = {}
+        self._since: dict[int, tuple[int, int]] = {}  # actor -> (child, since when)
+
+    def has_work(self) -> bool:
+        """Return whether a thread waits for a child."""
+        return bool(self._joins())
+
+    def read(self) -> tuple[dict[int, tuple[Any, Holder | None]], dict[int, tuple[int, int]]]:
+        """Return actor -> (cell, its holder), and actor -> (child that it waits for, epoch)."""
+        try:
+            waits = {}
+            for record in core.records():
+                wait = record.waiting()
+                if wait is not None and isinstance(wait.resource, shared.Cell):
+                    waits[record.serial] = (wait.resource, wait.resource.holder())
+            return waits, self._joins()
+        except Exception as error:  # noqa: BLE001 - border
+            state.count_error("hook", error)
+            return {}, {}
+
+    def add(self, builder: Any, one: Any, two: Any) -> None:
+        """Add holders in other processes, and the waits for children."""
+        for cell in shared.cells():
+            hold = cell.hold
+            if hold is not None and cell.kind != "mp-semaphore":
+                builder.assign(cell, hold)
+        for request in list(builder.requests):
+            cell, holder = two[0].get(request.actor, (None, None))
+            if cell is not None and cell.serial == request.resource:
+                firm = one[0].get(request.actor) == (cell, holder)
+                self._add_holder(builder, cell, holder if firm else None)
+        blocked = {edge.actor for edge in builder.requests}
+        since: dict[int, tuple[int, int]] = {}
+        for serial, (pid, epoch) in two[1].items():
+            actor = builder.actors.get(serial)
+            if one[1].get(serial) != (pid, epoch) or actor is None or actor.state != "live" or serial in blocked:
+                continue
+            before = self._since.get(serial)
+            since[serial] = before if before is not None and before[0] == pid else (pid, _real.monotonic_ns())
+            self._add_join(builder, actor, pid, since[serial][1], epoch)
+        self._since = since
+
+    def _add_holder(self, builder: Any, cell: shared.Cell, holder: Holder | None) -> None:
+        resource = builder.resources[cell.serial]
+        mine = holder is not None and (holder.pid, holder.start) == shared.me()
+        if holder is not None and not cell.foreign:
+            board = shared.board()
+            habit = shared.site_of(holder.site)[0] if board is not None else "bare"
+            firm = cell.kind == "mp-rlock" or shared.is_firm(habit)
+            if mine and firm:
+                return
+            if not mine and firm:
+                builder.add_actor(self._process(holder.pid, f"pid {holder.pid}"))
+                site = shared.site_of(holder.site)[1]
+                serial = self._serial(("process", holder.pid))
+                builder.hold(AssignmentEdge(cell.serial, serial, holder.since_ns, 1, site))
+                return
+        builder.put_resource(replace(resource, ended_by="any-holder"))
+        builder.add_actor(self._process(0, "other processes"))
+        builder.hold(AssignmentEdge(cell.serial, self._serial(("process", 0)), None, 1, None))
+
+    def _process(self, pid: int, name: str) -> Actor:
+        return Actor(self._serial(("process", pid)), "process", pid, pid or None, name, False, "live")
+
+    def _add_join(self, builder: Any, actor: Actor, pid: int, since_ns: int, epoch: int) -> None:
+        end = self._serial(("end", pid))
+        shared.ends[end] = pid
+        builder.add_actor(self._process(pid, f"pid {pid}"))
+        builder.add_actor(replace(actor, state="blocked"))
+        builder.put_resource(Resource(end, "process", f"pid {pid}", None))
+        builder.hold(AssignmentEdge(end, self._serial(("process", pid)), None, 1, None))
+        ident = next((record.ident for record in core.records() if record.serial == actor.serial), 0)
+        builder.request(RequestEdge(actor.serial, end, since_ns, epoch, False, _join_site(builder.frames.get(ident))))
+
+    def _serial(self, key: tuple[str, int]) -> int:
+        if key not in self._serials:
+            self._serials[key] = core.next_serial() + (state.ACTOR_SERIALS if key[0] == "process" else 0)
+        return self._serials[key]
+
+    def _joins(self) -> dict[int, tuple[int, int]]:
+        codes = _poll_codes()
+        found: dict[int, tuple[int, int]] = {}
+        if not codes:
+            return found
+        frames = _real.current_frames()
+        try:
+            for ident, frame in frames.items():
+                pid = _awaited_child(frame, codes)
+                record = core.record_of_ident(ident) if pid else None
+                if record is not None and not record.agent and not record.waits:
+                    found[record.serial] = (pid, record.epoch)
+        finally:
+            frames.clear()
+        return found
+
+
+def _poll_codes() -> set[Any]:
+    """Return the code of the functions in which ``Process.join`` waits."""
+    modules: Iterable[Any] = (
+        sys.modules.get("multiprocessing.popen_fork"),
+        sys.modules.get("multiprocessing.popen_forkserver"),
+    )
+    polls = [getattr(getattr(module, "Popen", None), "poll", None) for module in modules]
+    codes = {getattr(poll, "__code__", None) for poll in polls}
+    return codes - {None}
+
+
+def _awaited_child(frame: FrameType | None, codes: set[Any]) -> int:
+    """Return the pid of the child that a thread waits for without a time limit, 0 for none."""
+    depth = 0
+    while frame is not None and frame.f_code not in codes:
+        frame, depth = frame.f_back, depth + 1
+        if depth > _DEPTH:
+            return 0
+    if frame is None or frame.f_locals.get("flag") != 0:
+        return 0
+    process = frame.f_locals.get("self")
+    return int(getattr(process, "pid", 0) or 0) if getattr(process, "returncode", 0) is None else 0
+
+
+def _join_site(frame: FrameType | None) -> CallSite | None:
+    """Return the program's line that waits."""
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in {
+        "multiprocessing",
+        "selectors",
+    }:
+        frame = frame.f_back
+    if frame is None:
+        return None
+    code = frame.f_code
+    return CallSite(code.co_filename, frame.f_lineno or 0, getattr(code, "co_qualname", code.co_name))
