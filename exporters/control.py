@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from concagent.model import Report
 
+# How long a fork's child goes without a socket; less than until the monitor's first look there.
+CHILD_NS: Final = 100_000_000
 # What ``concagent report``, ``graph`` and ``top`` ask for.
 COMMANDS: Final = ("report-text", "report-json", "report-dot", "report-svg", "snapshot-json")
 
@@ -209,7 +211,7 @@ class ControlServer:
         self._connections: set[_socket.socket] = set()
         self._listener: _socket.socket | None = None
         self._descriptor = Descriptor(-1)
-        self._lost_ns = 0
+        self._listen_at_ns = 0  # when to listen again; 0 if that is not the plan
         self._listen(pid)
 
     @property
@@ -221,10 +223,10 @@ class ControlServer:
         """Return the descriptor to poll for reading, -1 once closed, or for a moment after the program closed it."""
         if self._listener is not None and not self._descriptor.is_ours():
             self._drop_listener()
-            self._lost_ns = _real.monotonic_ns()
+            self._listen_at_ns = _real.monotonic_ns() + SETTLE_NS
             self._tell(OSError(errno.EBADF, LOST, self.path))
-        elif self._lost_ns and _real.monotonic_ns() - self._lost_ns >= SETTLE_NS:
-            self._lost_ns = 0
+        elif self._listen_at_ns and _real.monotonic_ns() >= self._listen_at_ns:
+            self._listen_at_ns = 0
             try:
                 self._listen(self._pid)
             except ConfigError as error:
@@ -263,35 +265,33 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop listening, hang up on everybody and remove the socket."""
-        if self._listener is None and not self._lost_ns:
+        if self._listener is None and not self._listen_at_ns:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.path)
         self._drop_listener()
-        self._lost_ns = 0
+        self._listen_at_ns = 0
         with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(_socket.SHUT_RDWR)
 
     def after_fork_in_child(self) -> None:
-        """Leave the parent's socket to the parent, and listen on one of the child's own.
+        """Leave the parent's socket to the parent, and listen on one of the child's own at a look after `CHILD_NS`.
 
-        If that fails the child goes without, and ``on_error`` is told.
+        Most children have gone by then: nobody can have asked them, and they would leave their socket behind.  If it
+        cannot be made the child goes without, and ``on_error`` is told.
         """
         self._lock = _real.allocate_lock()
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.close()
         self._connections = set()
-        if self._listener is None and not self._lost_ns:
+        if self._listener is None and not self._listen_at_ns:
             return
         self._drop_listener()
-        self._lost_ns = 0
-        try:
-            self._listen(os.getpid())
-        except ConfigError as error:
-            self._tell(error)
+        self._pid = os.getpid()
+        self._listen_at_ns = _real.monotonic_ns() + CHILD_NS
 
     def _drop_listener(self) -> None:
         """Close the listener; if the program did, leave the number to whom it belongs now."""

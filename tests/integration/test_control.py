@@ -377,6 +377,8 @@ def test_a_forked_child_listens_on_its_own_socket_and_leaves_the_parents_alone(r
     if pid == 0:
         try:
             server.after_fork_in_child()
+            while server.fileno() < 0:
+                pass
             mine = os.path.exists(runtime / "concagent" / f"{os.getpid()}.sock")
             server.close()
             gone = not os.path.exists(runtime / "concagent" / f"{os.getpid()}.sock")
@@ -390,6 +392,22 @@ def test_a_forked_child_listens_on_its_own_socket_and_leaves_the_parents_alone(r
         assert control.request(os.getpid(), "report-text") == b"ok\n"
     os.close(read_end)
     os.close(write_end)
+
+
+def test_a_forked_child_that_ends_at_once_leaves_no_socket_behind(runtime: Path) -> None:
+    server = server_of()
+    children = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            server.after_fork_in_child()
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+
+    with serving(server):
+        assert os.listdir(runtime / "concagent") == [f"{os.getpid()}.sock"]
 
 
 def test_a_second_server_of_the_same_process_is_refused() -> None:

@@ -59,10 +59,10 @@ def script(name: str, *arguments: str, **more: object) -> Row:
 # A stack printed by the program shows the one frame of ours that holds the program's (runner.py says why).
 OUR_FRAME = r'  File "[^"]*runner\.py", line \d+,? in start\n(    .*\n(    [ ~^]*\n)?)?'
 
-# A dump of all threads shows the agent's too: each frame is in one of our files, and one that just began has none.
+# A dump of all threads shows the agent's too: it began in one of our files, from which it may import, or has no frame yet.
 OUR_THREADS = (
     r"Thread 0xADDRESS(?: \[[^\]]*\])? \(most recent call first\):\n"
-    r'(?:  <no Python frame>\n|(?:  File "[^"]*(?:concagent|agent)/[^"]*", line \d+ in .*\n)+)\n'
+    r'(?:  <no Python frame>\n|(?:  File .*\n)*  File "[^"]*(?:concagent|agent)/[^"]*", line \d+ in .*\n)\n'
 )
 
 PROGRAMS = (
