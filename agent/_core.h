@@ -144,6 +144,7 @@ struct Record {
     char agent;
     Record *waker;    /* owned or NULL: who released the last waiter's lock that this thread took; see _core_waiter.c */
     PyObject *waits;  /* owned list of Wait, innermost last */
+    PyObject *sleeps_on; /* borrowed: the waiter's lock that the thread is asleep on, for its innermost wait */
     PyObject *name;   /* owned str */
     PyObject *daemon; /* owned bool */
     PyObject *thread; /* owned: weak reference to the Thread, or None */
@@ -226,6 +227,7 @@ void Record_forget_caches(void);
 void Record_remove(Record *self, Lock *lock);
 Chain *Record_find_chain(Record *self, Chain *parent, Lock *lock, Site site, int blocking);
 PyObject *Record_waiting(Record *self);
+int WaiterLock_is_free(PyObject *self);
 PyObject *core_readings(PyObject *module, PyObject *records);
 extern PyType_Spec Record_spec, ThreadEnd_spec;
 

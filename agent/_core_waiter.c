@@ -21,6 +21,13 @@ typedef struct {
 
 static PyTypeObject *WaiterLockType;
 
+/* Whether the wait that sleeps on this lock has been ended, though its thread has not run since. */
+int
+WaiterLock_is_free(PyObject *self)
+{
+    return !((WaiterLock *)self)->locked;
+}
+
 /* The lock is ours: keep who gave it to us, if that was somebody else. */
 static void
 take(WaiterLock *self)
@@ -56,6 +63,7 @@ sleep_on(WaiterLock *self, int64_t timeout_ns)
         }
         PyThread_acquire_lock(self->bell, NOWAIT_LOCK);
     }
+    Record *record = tls_record; /* kept by the thread */
     self->sleepers++;
     for (;;) {
         PY_TIMEOUT_T left_us = -1;
@@ -64,9 +72,16 @@ sleep_on(WaiterLock *self, int64_t timeout_ns)
             int64_t left_ns = deadline_ns - now_ns();
             left_us = left_ns <= 0 ? 0 : left_ns / 1000 + (left_ns % 1000 != 0);
         }
+        PyObject *outer = record == NULL ? NULL : record->sleeps_on;
+        if (record != NULL) {
+            record->sleeps_on = (PyObject *)self;
+        }
         Py_BEGIN_ALLOW_THREADS /* no Python API until the GIL is back */
         status = PyThread_acquire_lock_timed(self->bell, left_us, 1);
         Py_END_ALLOW_THREADS
+        if (record != NULL) {
+            record->sleeps_on = outer;
+        }
         if (status == PY_LOCK_ACQUIRED) {
             self->rung = 0;
         }

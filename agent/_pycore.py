@@ -232,7 +232,7 @@ class ThreadRecord:
 
     __slots__ = (
         "acquisitions", "agent", "chains", "daemon", "ended", "epoch", "held", "ident", "name", "native_id", "pid",
-        "serial", "stats", "thread", "waits", "waker",
+        "serial", "sleeps_on", "stats", "thread", "waits", "waker",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -246,6 +246,7 @@ class ThreadRecord:
         self.epoch = 0
         self.ended = False
         self.agent = False
+        self.sleeps_on: WaiterLock | None = None  # what the thread is asleep on, for its innermost wait
         self.waker: ThreadRecord | None = None  # who released the last waiter's lock that this thread took
         self.stats: dict[int, list[int]] = {}  # class serial -> contentions, wait ns, buckets...
         thread = _real.find_thread(self.ident)
@@ -260,11 +261,18 @@ class ThreadRecord:
             self.name, self.daemon = thread.name, thread.daemon
 
     def waiting(self) -> Wait | None:
-        """Return the innermost wait, None if the thread does not wait."""
+        """Return the innermost wait, None if the thread does not wait.
+
+        A thread that was woken and has not run since does not wait any more: nobody else need do anything for it to go on,
+        and on a busy machine that may last.
+        """
         try:
-            return self.waits[-1]
+            wait = self.waits[-1]
         except IndexError:
             return None
+        waiter, asleep = wait.waiter, self.sleeps_on
+        is_woken = (waiter is not None and not waiter.parker.locked()) or (asleep is not None and not asleep.locked())
+        return None if is_woken else wait
 
 
 class _ThreadEnd:
@@ -1161,12 +1169,16 @@ class WaiterLock:
 
     def acquire(self, *args: Any, **kwargs: Any) -> bool:
         """Take the lock."""
-        if not self._lock.acquire(*args, **kwargs):
-            return False
         try:
             record = _tls.record
         except AttributeError:
-            return True
+            return self._lock.acquire(*args, **kwargs)
+        try:
+            record.sleeps_on = self
+            if not self._lock.acquire(*args, **kwargs):
+                return False
+        finally:
+            record.sleeps_on = None
         giver = self._releaser
         self._releaser = None
         record.waker = giver if giver is not record else None

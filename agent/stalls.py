@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, graph, snapshots
 from concagent.detectors import residue as detector
+from concagent.model import serial_of
 from concagent.stranded import Stranded
 from concagent.words import NO_WORK
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from concagent.model import Finding, Resource, Snapshot
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
+RING_NS: Final = 2_000_000_000  # for a ring to be judged by who closed it, also on a busy machine
+_WALKED: Final = frozenset({"lock", "rlock", "thread"})
 _FOREIGN_DOUBT: Final = (
     "threads that Python does not know of run in this process, and one of them could still end this wait"
 )
@@ -118,7 +121,8 @@ class Stalls:
     def _but_for_others(self, picture: Snapshot) -> Snapshot:
         """Let those count as alive who have findings of their own: the question is who is stuck but for them.
 
-        They are the threads of reported deadlocks, and those that wait for an orphan.
+        They are the threads of reported deadlocks, and those that wait for an orphan.  So are those of a ring that has just
+        closed: who closed it has it judged, and may be about to raise as its victim.
         """
         ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
         single = {resource.serial for resource in picture.resources if resource.has_one_holder}
@@ -127,7 +131,7 @@ class Stalls:
             edge.actor
             for edge in picture.requests
             if edge.resource in orphans or (edge.actor, edge.epoch) in self._told_rings
-        }
+        } | _young_rings(picture)
         if not told:
             return picture
         actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
@@ -149,13 +153,27 @@ class Stalls:
             return
         keys = {serial: (serial, epochs[serial]) for serial in residue}
         known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
-        rings = frozenset(serial for ring in graph.find_rings(picture) for serial in ring)
         for finding in detector.residue_findings(
             picture, residue, known, suspected=suspected, doubt=doubt, evidence=evidence
         ):
             self._publish(finding)
-        if not suspected or rings != residue:
+            named = {serial_of(actor.id) for actor in finding.actors}
+            self._told_waits |= {keys[serial] for serial in named if serial in keys}
+        if not (suspected or doubt):  # nothing more can be said, of those behind whom a finding has no room for, either
             self._told_waits |= set(keys.values())
+
+
+def _young_rings(picture: Snapshot) -> set[int]:
+    """Return the members of rings that the walk has found a moment ago: of locks and joins, with a young wait in them."""
+    kinds = {resource.serial: resource.kind for resource in picture.resources}
+    requests = {edge.actor: edge for edge in picture.requests}
+    young = set()
+    for ring in graph.find_rings(picture):
+        waits = [requests[serial] for serial in ring]
+        walked = all(kinds[edge.resource] in _WALKED for edge in waits)
+        if walked and picture.monotonic_ns - max(edge.since_ns for edge in waits) < RING_NS:
+            young.update(ring)
+    return young
 
 
 def epochs_of(picture: Snapshot) -> dict[int, int]:

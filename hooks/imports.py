@@ -50,8 +50,12 @@ class ImportSource:
         self._since: dict[int, tuple[Any, int, int]] = {}  # actor -> (resource, epoch, since)
 
     def has_work(self) -> bool:
-        """Return False: a ring that importlib does not break has a wait in it that the core knows."""
-        return False
+        """Return whether a thread waits for a module: the core does not know of such a wait, and no epoch tells of it."""
+        try:
+            return bool(_waits())
+        except Exception as error:  # noqa: BLE001 - border: importlib's own affairs differ from version to version
+            state.count_error("hook", error)
+            return False
 
     def read(self) -> dict[int, Waiting]:
         """Return actor's serial -> what it waits for."""

@@ -53,8 +53,7 @@ def join(self: Any, timeout: float | None = None) -> None:
 class _StartCondition(threading.Condition):
     """What ``start`` waits on until the new thread says that it runs.
 
-    It always says so, so there is nothing to watch; and watched, this one wait is what costs: the new thread would get a record
-    for nothing but the lock in here.
+    It always says so, so there is nothing to watch, and watched, this one wait is what would cost.
     """
 
     wait = _real.Condition.wait  # the original: bound before any patch
@@ -65,6 +64,11 @@ class _StartCondition(threading.Condition):
         for name in _LOCK_METHODS:
             setattr(self, name, getattr(lock, name))
         self._waiters: deque[Any] = deque()
+
+    def notify_all(self) -> None:
+        """Say so, on the new thread, and have a record made of it: some waits (for a module) are read off the interpreter."""
+        core.current_record()
+        super().notify_all()
 
 
 def _lock_methods() -> tuple[str, ...]:

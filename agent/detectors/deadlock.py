@@ -133,9 +133,9 @@ def _ring_title(scene: Scene, ring: Sequence[int], resources: Sequence[int]) -> 
             ran = f"{request.interruption} while holding {labels[0]}"
             return f"self-deadlock: {actors[0]} interrupted itself: {ran}, and waits for it{where}"
         if scene.resources[resources[0]].kind == "future":
-            return (
-                f"self-deadlock: {actors[0]} waits for {labels[0]}, which only its own event loop can complete{where}"
-            )
+            detail = scene.resources[resources[0]].detail
+            why = f" ({detail})" if detail else ", which only its own event loop can complete"
+            return f"self-deadlock: {actors[0]} waits for {labels[0]}{why}{where}"
         return f"self-deadlock: {actors[0]} waits for {labels[0]}, which it holds itself{where}"
     steps = []
     for index, actor in enumerate(actors[:3]):

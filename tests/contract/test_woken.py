@@ -1,0 +1,59 @@
+"""A thread that was woken and has not run since waits for nobody any more: no picture may show its wait."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from concagent import _real
+
+
+class Resource:
+    def hold_seen_by(self, _wait: Any) -> Any:
+        return None
+
+
+def _until(condition: Callable[[], Any]) -> None:
+    deadline = _real.monotonic_ns() + 20 * 10**9
+    while not condition():
+        assert _real.monotonic_ns() < deadline
+        _real.sleep(0.001)
+
+
+@pytest.mark.usefixtures("recorder")
+@pytest.mark.parametrize("kind", ["lock", "waiter's lock"])
+def test_a_wait_is_over_once_its_thread_was_woken_though_it_has_not_run(twin: Any, kind: str) -> None:
+    lock = twin.allocate_lock() if kind == "lock" else twin.waiter_lock()
+    lock.acquire()
+    records = []
+
+    def sleep() -> None:
+        mark = twin.wait_mark()
+        if kind != "lock":
+            twin.begin_wait(Resource(), False, None)
+        records.append(twin.current_record())
+        lock.acquire()
+        twin.end_waits(mark)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    _until(lambda: records and records[0].waiting() is not None)
+    _real.sleep(0.05)  # until it sleeps: nothing else tells
+
+    # While nobody asks for the GIL it is not given up, neither by a release nor by a look.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    try:
+        lock.release()
+        seen = records[0].waiting()
+    finally:
+        sys.setswitchinterval(interval)
+    thread.join(20)
+
+    assert seen is None
+    assert not thread.is_alive()
+    assert records[0].waiting() is None
