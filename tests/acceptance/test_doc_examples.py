@@ -21,6 +21,7 @@ FLAGS = {
     "stall": ["--stall-after", "1"],
     "long-wait": ["--long-wait", "0.2"],
     "long-hold": ["--long-hold", "0.2"],
+    "loop-blocked": ["--loop-blocked", "1"],
 }
 # Sub-kinds: what their finding says.
 KIND_OF = {
