@@ -167,7 +167,7 @@ def _young_rings(picture: Snapshot) -> set[int]:
     """Return the members of rings that the walk has found a moment ago: of locks and joins, with a young wait in them."""
     kinds = {resource.serial: resource.kind for resource in picture.resources}
     requests = {edge.actor: edge for edge in picture.requests}
-    young = set()
+    young: set[int] = set()
     for ring in graph.find_rings(picture):
         waits = [requests[serial] for serial in ring]
         walked = all(kinds[edge.resource] in _WALKED for edge in waits)
