@@ -142,12 +142,12 @@ struct Record {
     Chain **chains; /* of held[0..i] */
     char ended;
     char agent;
-    Record *waker;    /* owned or NULL: who released the last waiter's lock that this thread took; see _core_waiter.c */
-    PyObject *waits;  /* owned list of Wait, innermost last */
+    Record *waker;   /* owned or NULL: who released the last waiter's lock that this thread took; see _core_waiter.c */
+    PyObject *waits; /* owned list of Wait, innermost last */
     PyObject *sleeps_on; /* borrowed: the waiter's lock that the thread is asleep on, for its innermost wait */
-    PyObject *name;   /* owned str */
-    PyObject *daemon; /* owned bool */
-    PyObject *thread; /* owned: weak reference to the Thread, or None */
+    PyObject *name;      /* owned str */
+    PyObject *daemon;    /* owned bool */
+    PyObject *thread;    /* owned: weak reference to the Thread, or None */
     PyObject *weakrefs;
     Lock *held_inline[HELD_INLINE];
     Chain *chains_inline[HELD_INLINE];

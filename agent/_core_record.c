@@ -460,8 +460,8 @@ Record_waiting(Record *self)
 {
     Py_ssize_t count = PyList_GET_SIZE(self->waits);
     PyObject *wait = count == 0 ? Py_None : PyList_GET_ITEM(self->waits, count - 1);
-    int is_woken = wait != Py_None && (((Wait *)wait)->unparked ||
-                                       (self->sleeps_on != NULL && WaiterLock_is_free(self->sleeps_on)));
+    int is_woken = wait != Py_None &&
+                   (((Wait *)wait)->unparked || (self->sleeps_on != NULL && WaiterLock_is_free(self->sleeps_on)));
     return Py_NewRef(is_woken ? Py_None : wait);
 }
 
