@@ -39,6 +39,7 @@ _me = (0, 0)
 _sites: dict[tuple[int, int, bool], tuple[CodeType, int]] = {}
 _cells: dict[int, Any] = {}  # serial -> weak reference to the object that has the cell
 ends: dict[int, int] = {}  # serial of a resource, the end of a child -> the child's pid
+has_waits: Callable[[], bool] = lambda: False  # noqa: E731 - whether a thread waits for any of this
 on_long_wait: Callable[[], None] = lambda: None  # noqa: E731 - called when a wait for a shared lock has become long
 
 
@@ -83,7 +84,8 @@ class Cell:
             if known is None:
                 known = _sites[id(code), lasti, entered] = code, _claim_site(code, lasti, entered)
             where = record.serial << 32 | known[1]
-            _board.take(self.place, *me(), record.native_id, where, _real.monotonic_ns())
+            pid, start = _me
+            _board.take(self.place, pid, start, record.native_id, where, _real.monotonic_ns())
         self.hold = (record, code, lasti, entered)
 
     def drop(self) -> None:
@@ -109,10 +111,11 @@ class Cell:
 
 
 def me() -> tuple[int, int]:
-    """Return this process: pid and start time."""
+    """Return this process: pid and start time; asked at the first shared lock, and in the child of a fork."""
     global _me
-    if _me[0] != os.getpid():
-        _me = (os.getpid(), start_time(os.getpid()))
+    pid = os.getpid()
+    if _me[0] != pid:
+        _me = (pid, start_time(pid))
     return _me
 
 
@@ -216,5 +219,7 @@ def process_name() -> str:
 
 def after_fork_in_child() -> None:
     """Forget what the parent's threads hold here; the board says that the parent does."""
+    if _board is not None:
+        me()
     for cell in cells():
         cell.hold = None

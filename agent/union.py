@@ -207,6 +207,8 @@ class Union:
 
     def _own(self) -> Said | None:
         """Return this process's part, None if nobody here waits for something shared."""
+        if not shared.has_waits():
+            return None
         at_ns = _real.monotonic_ns()  # all that is said was seen later
         picture = snapshots.take(named=False)
         cells = {cell.serial: cell for cell in shared.cells()}

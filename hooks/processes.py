@@ -95,6 +95,7 @@ class Replacement:
             if not hasattr(module, "SemLock"):
                 return
             self._on_load()
+            from concagent import shared
             from concagent.hooks import semlock
 
             patch = Patch(module, "SemLock", semlock.replacement(module.SemLock), self.label)
@@ -102,6 +103,7 @@ class Replacement:
             self._patch = patch
             self._source = semlock.SharedSource()
             state.add_source(self._source)
+            shared.has_waits = self._source.has_waits
         except Exception as error:  # noqa: BLE001 - border: the program's import goes on with the original
             state.count_error("hook", error)
 

@@ -37,6 +37,7 @@ _DEPTH: Final = 8  # frames between a wait in C and the function of the library 
 
 def replacement(original: Any) -> Any:
     """Return our type, derived from this one."""
+    getframe = _real.getframe
     plain_acquire, plain_release, count = original.acquire, original.release, original._count
 
     class SemLock(original):  # type: ignore[misc]
@@ -65,8 +66,8 @@ def replacement(original: Any) -> Any:
             if timeout is not None and type(timeout) not in {int, float}:
                 return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
             got = plain_acquire(self, False) or (bool(block) and _wait(self, cell, timeout))
-            if got and cell.kind != "mp-semaphore" and count(self) == 1:
-                _note(cell)
+            if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
+                _note(cell, getframe(1), entered=False)
             return bool(got)
 
         def __enter__(self) -> bool:
@@ -74,18 +75,20 @@ def replacement(original: Any) -> Any:
             if cell is None or not core.is_recording():
                 return plain_acquire(self)  # type: ignore[no-any-return]
             got = plain_acquire(self, False) or _wait(self, cell, None)
-            if got and cell.kind != "mp-semaphore" and count(self) == 1:
-                _note(cell)
+            if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
+                _note(cell, getframe(1), entered=True)
             return bool(got)
 
         def release(self) -> None:
             """Give it back as the original does."""
             cell = self.cell
-            if cell is not None and cell.kind != "mp-semaphore":
-                recursive = self.kind == _RECURSIVE
-                held = self._is_mine() and count(self) == 1 if recursive else self._get_value() < self.maxvalue
-                if held:
+            if cell is None:
+                pass
+            elif cell.kind == "mp-lock":
+                if cell.hold is not None or self._get_value() < self.maxvalue:  # else it is free, and this an error
                     _drop(cell)
+            elif cell.kind == "mp-rlock" and count(self) == 1 and self._is_mine():
+                _drop(cell)
             plain_release(self)
 
         def __exit__(self, *exc: object) -> None:
@@ -110,6 +113,9 @@ def replacement(original: Any) -> Any:
         finally:
             core.end_waits(mark)
 
+    for name in ("__new__", "_rebuild", "acquire", "__enter__", "release", "__exit__", "_after_fork"):
+        method = SemLock.__dict__[name]
+        getattr(method, "__func__", method).__qualname__ = f"SemLock.{name}"
     SemLock.__module__, SemLock.__qualname__ = original.__module__, original.__qualname__
     SemLock.__doc__ = original.__doc__
     return SemLock
@@ -141,9 +147,8 @@ def _is_library(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") in _OURS
 
 
-def _caller() -> tuple[FrameType, bool]:
-    """Return the program's frame, and whether it enters the lock."""
-    frame = _real.getframe(2)
+def _beyond(frame: FrameType) -> tuple[FrameType, bool]:
+    """Return the program's frame behind those of the library, and whether it enters the lock."""
     entered = False
     while _is_library(frame) and frame.f_back is not None:
         entered = frame.f_code.co_name == "__enter__"
@@ -151,9 +156,11 @@ def _caller() -> tuple[FrameType, bool]:
     return frame, entered
 
 
-def _note(cell: shared.Cell) -> None:
+def _note(cell: shared.Cell, frame: FrameType, *, entered: bool) -> None:
     try:
-        cell.take(*_caller())
+        if frame.f_globals.get("__name__") in _OURS:
+            frame, entered = _beyond(frame)
+        cell.take(frame, entered)
     except Exception as error:  # noqa: BLE001 - border: the lock is taken
         state.count_error("hook", error)
 
@@ -167,7 +174,7 @@ def _drop(cell: shared.Cell) -> None:
 
 def _publish(cell: shared.Cell, timed: bool) -> None:
     try:
-        wait = core.begin_wait(cell, timed, _caller()[0])
+        wait = core.begin_wait(cell, timed, _beyond(_real.getframe(1))[0])
         core.check_wait(wait)
     except DeadlockError:
         raise
@@ -193,6 +200,16 @@ class SharedSource:
     def has_work(self) -> bool:
         """Return whether a thread waits for a child."""
         return bool(self._joins())
+
+    def has_waits(self) -> bool:
+        """Return whether a thread waits for a shared lock or for a child: the question before a picture is taken."""
+        waits = [record.waiting() for record in core.records()]
+        return any(wait is not None and type(wait.resource) is shared.Cell for wait in waits) or self.has_work()
+
+    def signature(self) -> Any:
+        """Return what is the same only while nobody begins or ends a wait for a child, and shared locks keep their holders."""
+        waits, joins = self.read()
+        return tuple((serial, holder) for serial, (_, holder) in waits.items()), tuple(joins.items())
 
     def read(self) -> tuple[dict[int, tuple[Any, Holder | None]], dict[int, tuple[int, int]]]:
         """Return actor -> (cell, its holder), and actor -> (child that it waits for, epoch)."""
