@@ -22,13 +22,14 @@ from concagent import _real, core, state
 from concagent.board import VARIABLE, Board, Holder, clean, folders, parent_of, path_in, start_time
 from concagent.discipline import discipline
 from concagent.model import CallSite
-from concagent.snapshots import call_site
+from concagent.snapshots import call_site, is_own_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType
+    from types import CodeType, FrameType
 
 _GENERATIONS: Final = 64  # of ancestors that are asked for a board
+_FORKERS: Final = frozenset({"multiprocessing.popen_fork", "multiprocessing.forkserver"})
 _FIRM: Final = frozenset({"owned", "finally", "later"})
 
 _board: Board | None = None
@@ -218,8 +219,25 @@ def process_name() -> str:
 
 
 def after_fork_in_child() -> None:
-    """Forget what the parent's threads hold here; the board says that the parent does."""
+    """Forget what the parent's threads hold here; the board says that the parent does.
+
+    A plain ``os.fork`` goes on in the midst of the function that called it, and leaves its ``with`` a second time: a lock that
+    the calling thread holds may then be given back by either process, and its holder says nothing.
+    """
     if _board is not None:
         me()
+    ident, begins_anew = _real.get_ident(), _is_multiprocessings()
     for cell in cells():
-        cell.hold = None
+        hold, cell.hold = cell.hold, None
+        if hold is not None and hold[0].ident == ident and not begins_anew:
+            cell.foreign = True
+            if cell.place and _board is not None:
+                _board.mark_signal(cell.place)
+
+
+def _is_multiprocessings() -> bool:
+    """Return whether it was multiprocessing that called ``fork``: its children never return from there."""
+    frame: FrameType | None = _real.getframe(1)
+    while frame is not None and is_own_code(frame.f_code):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") in _FORKERS

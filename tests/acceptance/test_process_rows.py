@@ -294,6 +294,24 @@ def test_h03_twin_a_lock_that_one_process_takes_and_another_gives_back_is_silent
     silent(runner, "fork", functions, main)
 
 
+def test_h03_twin_a_lock_that_a_plain_fork_leaves_in_another_process_is_silent(runner: Any) -> None:
+    main = """
+    lock = CTX.Lock()
+    if os.fork() == 0:
+        with lock:
+            if os.fork() != 0:
+                os._exit(0)
+            pause(2.5)
+        os._exit(0)
+    os.wait()
+    pause(0.2)
+    with lock:
+        pass
+    """
+
+    silent(runner, "fork", "", main)
+
+
 def test_h04_a_holder_whose_number_another_process_has_now_is_dead(runner: Any) -> None:
     main = """
     lock, here = CTX.Lock(), CTX.RawArray("i", 1)
