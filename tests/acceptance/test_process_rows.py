@@ -424,8 +424,8 @@ def test_h07_twin_a_thread_that_gives_its_lock_back_before_it_joins_is_silent(ru
 # ---------------------------------------------------------------- nothing is left, nothing is made
 
 
-def boards() -> set[str]:
-    return set(glob.glob("/dev/shm/concagent-board-*"))
+def boards(pid: str) -> list[str]:
+    return glob.glob(f"/dev/shm/concagent-board-*-{pid}-*")
 
 
 def test_a_program_without_shared_locks_loads_nothing_and_makes_no_file(runner: Any) -> None:
@@ -444,15 +444,13 @@ def test_a_program_without_shared_locks_loads_nothing_and_makes_no_file(runner: 
 
 
 def test_the_board_goes_with_the_program_and_after_a_kill_with_the_next_one(runner: Any) -> None:
-    killed = "import multiprocessing, os, signal\nmultiprocessing.Lock()\nos.kill(os.getpid(), signal.SIGKILL)\n"
-    before = boards()
+    makes = "import glob, multiprocessing, os, signal\nlock = multiprocessing.Lock()\nprint(os.getpid(), flush=True)\n"
+    makes += "assert glob.glob(f'/dev/shm/concagent-board-*-{os.getpid()}-*')\n"
 
-    runner.ends(killed, shape="install")
-    left = boards() - before
-    runner.silent("import multiprocessing\nlock = multiprocessing.Lock()\nwith lock: pass\n", shape="install")
+    killed = runner.ends(makes + "os.kill(os.getpid(), signal.SIGKILL)\n", shape="install").stdout.strip()
+    ended = runner.silent(makes, shape="install").stdout.strip()
 
-    assert len(left) >= 1
-    assert not left & boards()
+    assert boards(killed) == boards(ended) == []
 
 
 def test_without_a_place_for_a_board_the_program_runs_and_is_told_once(runner: Any) -> None:
