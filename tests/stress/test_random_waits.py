@@ -231,6 +231,24 @@ class Run:
             return None
         return getattr(thing, CONDITIONS[op.what], None) if op.what in CONDITIONS else thing
 
+    def pools_are_at_rest(self) -> bool:
+        """Return whether the workers of pools are idle or in a task, and those of pools that nobody refers to have ended."""
+        expected = self._pool_threads()
+        busy = {worker.thread for worker in self.workers if isinstance(worker, Task) and not worker.returned}
+        there = {thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+        return there <= expected | busy and all(thread in busy or is_idle(thread.ident) for thread in expected)
+
+    def has_unseen_worker(self) -> bool:
+        """Return whether a worker has nothing to do, and the agent does not know that it waits."""
+        from concagent import core
+
+        records = [core.record_of_ident(thread.ident) for thread in self._pool_threads() if is_idle(thread.ident)]
+        return any(record is None or record.waiting() is None for record in records)
+
+    def _pool_threads(self) -> set[threading.Thread]:
+        pools = [thing for thing in self._alive_things() if isinstance(thing, futures.ThreadPoolExecutor)]
+        return {thread for pool in pools for thread in pool._threads}
+
     # -------------------------------------------------------- where everybody is
 
     def _settle(self, outcomes: list[State]) -> None:
@@ -369,11 +387,6 @@ def _conditions(thing: Any) -> list[Any]:
 # ---------------------------------------------------------------- comparing
 
 
-def _is_alive_and_idle(worker: Worker) -> bool:
-    """Return whether a pool's worker has nothing to do, and the agent does not know."""
-    return isinstance(worker, Task) and worker.returned and worker.thread.is_alive() and not worker.record.waiting()
-
-
 class Check:
     """One program: what was told of it, and whether it was right."""
 
@@ -410,6 +423,8 @@ class Check:
         """Ask the agent, and compare; a thorough halt also counts whom the oracle knows to be stuck and the agent not yet."""
         self.tally["halts"] += 1
         self.run.unlearn()
+        if not wait_until(self.run.pools_are_at_rest):
+            raise MismatchError(f"{self._where()}\nthe workers of pools do not come to rest: {threading.enumerate()}")
         proven = set()
         phases = [phase for _, phase in self.run.state[0]]
         there = [number for number, phase in enumerate(phases) if phase in (GATE, WAIT, RETAKE)]
@@ -453,7 +468,7 @@ class Check:
     def _compare_end(self) -> None:
         """Nobody can move: those without a time-out are named."""
         run = self.run
-        alive = any(map(_is_alive_and_idle, run.workers))
+        alive = run.has_unseen_worker()
         waiting = run.machine.waiting(run.state, timed=False)
         self.tally["stuck"] += len(waiting)
         self.tally["silent programs"] += not waiting
