@@ -545,14 +545,12 @@ class Agent:
 
         forks.before(fork.caller())
         others = set(_real.current_frames()) - self.monitor.idents - {_real.get_ident()}
-        if fork.WARNS_ABOUT_THREADS and not others and self.monitor.is_running():
-            self._paused = self.monitor.stop(0.5)
-            if self._paused:
+        if self.monitor.hold_still() and fork.WARNS_ABOUT_THREADS and not others:
+            self._paused = True
+            if self.monitor.pause(0.5):
                 wait_until_gone(self.monitor.native_id)
-                if self._last_resort is not None:
-                    wait_until_gone(self._last_resort.stop())
-        if not self._paused:
-            self.monitor.hold_still()
+            if self._last_resort is not None:
+                wait_until_gone(self._last_resort.stop())
 
     def after_fork_in_parent(self) -> None:
         """Bring the thread back, after CPython has counted threads."""
@@ -568,6 +566,7 @@ class Agent:
 
     def _resume(self) -> None:
         if self._installed and _agent is self:
+            self.monitor.pause()  # if it has not ended yet
             self.monitor.start()
             if self._last_resort is not None:
                 self._last_resort.start()

@@ -11,6 +11,7 @@ Cost       asleep in ``poll``; one look a second, O(threads) if nobody waits or 
 
 from __future__ import annotations
 
+import _imp
 import errno
 import os
 import select
@@ -35,6 +36,7 @@ TICK_NS: Final = 1_000_000_000
 FIRST_TICK_NS: Final = 250_000_000  # loads the judge: not before a short program has ended, long before most deadlocks
 SHORTEST_TICK_NS: Final = 50_000_000
 START_SECONDS: Final = 1.0  # how long install waits for the thread on a machine that is very busy
+IMPORT_LOCK_SECONDS: Final = 0.02  # how long a fork by the holder of the import lock waits for the thread
 _STEP_ERRORS: Final = "monitor"
 
 
@@ -80,6 +82,7 @@ class Monitor(core.Listener):
         self._lost_ns = 0  # since when the pipe is not ours any more
         self._running = False
         self._stopping = False
+        self._pausing = False
         self._done = _real.allocate_lock()
         self._busy = _real.allocate_lock()
         self._held_still = False
@@ -177,14 +180,32 @@ class Monitor(core.Listener):
         """Return whether the thread runs."""
         return self._running
 
-    def hold_still(self, timeout_seconds: float = 1.0) -> None:
-        """Keep the thread from its work until ``go_on``: before a fork.
+    def hold_still(self, timeout_seconds: float = 1.0) -> bool:
+        """Keep the thread from its work until ``go_on``: before a fork.  Return whether it is kept, False without a thread.
 
         It loads modules when it first needs them.  A child made meanwhile would have a module that is half loaded, and locked
         by a thread that does not exist there: whoever imports it in the child, ours or the program, would wait for ever.
         """
         if self._running and _real.get_ident() not in self.idents:
-            self._held_still = self._busy.acquire(True, timeout_seconds)
+            if not self._busy.acquire(False):
+                # What we hold the thread may wait for: with the import lock held it cannot end an import.
+                patience = IMPORT_LOCK_SECONDS if _holds_import_lock() else timeout_seconds
+                self._held_still = self._busy.acquire(True, patience)
+            else:
+                self._held_still = True
+        return self._held_still
+
+    def pause(self, timeout_seconds: float = 2.0) -> bool:
+        """End the thread, which holds still, and let it do nothing before; False if it has not ended yet.
+
+        It ends in any case, for it needs nothing but its turn: ``pause`` again, then ``start``.
+        """
+        self._pausing = True
+        self.go_on()
+        if self.stop(timeout_seconds):
+            self._pausing = False
+            return True
+        return False
 
     def go_on(self) -> None:
         """Let the thread work again."""
@@ -214,6 +235,8 @@ class Monitor(core.Listener):
             while not self._stopping:
                 ready = self._sleep()
                 with self._busy:
+                    if self._pausing:
+                        break
                     self._step(self._serve, ready)
                     here = len(
                         self._barriers
@@ -383,6 +406,21 @@ def wait_until_gone(native_id: int) -> None:
     deadline = _real.monotonic_ns() + 500_000_000
     while native_id and os.path.exists(f"/proc/self/task/{native_id}") and _real.monotonic_ns() < deadline:
         _real.sleep(0.0002)
+
+
+def _holds_import_lock() -> bool:
+    """Return whether the calling thread holds the interpreter's import lock.
+
+    Only giving it back tells whose it is.  Who holds it once, and not nested, is without it for an instant.
+    """
+    if not _imp.lock_held():
+        return False
+    try:
+        _imp.release_lock()
+    except RuntimeError:
+        return False
+    _imp.acquire_lock()
+    return True
 
 
 def _handle(service: Service) -> None:

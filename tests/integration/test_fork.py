@@ -179,7 +179,7 @@ def test_a_fork_while_the_agent_loads_its_modules_leaves_the_child_an_agent_and_
         print(os.waitpid(pid, 0)[1])
         """
 
-    assert run(code) == (0, "0\n", "")
+    assert run(code, "-W", "ignore") == (0, "0\n", "")
 
 
 def test_the_frame_that_forked_is_not_kept() -> None:
@@ -256,3 +256,28 @@ def test_children_of_children_fork_without_a_warning_and_end_at_once() -> None:
         """
 
     assert run(code, "-W", "error") == (0, "the last\n", "")
+
+
+def test_a_fork_with_the_import_lock_held_leaves_the_parent_its_agent() -> None:
+    code = """
+        import _imp, os, threading
+        _imp.acquire_lock()
+        import concagent
+        agent = concagent.install(stderr=False, log=False)
+        while not agent.monitor._busy.locked(): pass   # the agent's thread wants to import its modules, and cannot
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        _imp.release_lock()
+        try:
+            threading.RLock().release()
+        except RuntimeError:
+            pass
+        while not concagent.findings():
+            pass
+        print("found")
+        """
+
+    assert run(code, "-W", "ignore", prelude="") == (0, "found\n", "")
