@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, forks, state
+from concagent import _real, core, filewaits, forks, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from concagent.exporters.control import ControlServer
     from concagent.exporters.http import Endpoint
     from concagent.exporters.log import LogSink
+    from concagent.filewaits import PollSource
     from concagent.lastresort import LastResort
     from concagent.leakwatch import LeakWatch
     from concagent.loopwatch import LoopWatch
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
+    from concagent.pollwatch import PollWatch
     from concagent.suppressions import Suppression
 
 # A child that calls exec has done so by then, and callbacks of `os.register_at_fork` that come after ours have run.
@@ -136,6 +138,8 @@ class Agent:
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
         self._tasks = Tasks()
         self._loops: LoopWatch | None = None
+        self._polls: PollSource | None = None
+        self._poll_watch: PollWatch | None = None
         self._leaks: LeakWatch | None = None
         self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
@@ -357,6 +361,7 @@ class Agent:
         from concagent import exporters, hooks
         from concagent.hooks import (
             children,
+            filelocks,
             files,
             fork,
             futures,
@@ -387,6 +392,9 @@ class Agent:
             threads.add_patches(self._patches)
             children.add_patches(self._patches)
             processes.add_patches(self._patches, self._watch_processes)
+            self._polls = filelocks.add_patches(self._patches)
+            if self._polls is not None:
+                self.monitor.tick_hooks.append(self._look_at_polls)
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)
@@ -427,6 +435,16 @@ class Agent:
             self._loops = LoopWatch(config.loop_blocked, config.stack_depth, self.monitor.publish, judge.is_told)
         if self._loops is not None:
             self._loops.look(now_ns)
+
+    def _look_at_polls(self, now_ns: int) -> None:
+        if self._poll_watch is None:
+            if self._polls is None or not self._polls.is_asked():
+                return
+            from concagent.pollwatch import PollWatch
+
+            config = self.config
+            self._poll_watch = PollWatch(self._polls, config.stall_after, config.stack_depth, self.monitor.publish)
+        self._poll_watch.look(now_ns)
 
     def _look_for_leaks(self, now_ns: int) -> None:
         self._leak_watch().look(now_ns)
@@ -556,6 +574,7 @@ class Agent:
         """Bring the thread back, after CPython has counted threads."""
         self.monitor.go_on()
         forks.in_parent()
+        filewaits.forked()
         if self._adoption is not None:
             self._adoption.after_fork_in_parent()
         if self._paused:
@@ -576,6 +595,7 @@ class Agent:
         self._paused = False
         core.after_fork_in_child()
         state.after_fork_in_child()
+        filewaits.forked()
         if self._adoption is not None:
             self._adoption.after_fork_in_child()
         self.openings.after_fork_in_child()

@@ -40,6 +40,8 @@ HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been mean
 _CANCEL_DOUBT: Final = "one of these tasks may be cancelled by somebody who knows it, though nobody has so far"
 _DOUBT: Final = "a thread that is still alive could release this lock, though none has so far"
 
+_FILE_DOUBT: Final = "a live thread could still unlock or close the locked file, though none has"
+
 
 class _SecondLook(NamedTuple):
     """A ring through this actor's wait is to be judged again."""
@@ -206,7 +208,10 @@ class Judge:
         requests = [edge for edge in picture.requests if edge.actor in ring]
         kinds = {resource.serial: resource.kind for resource in picture.resources}
         young = picture.monotonic_ns - max(edge.since_ns for edge in requests) < self.config.stall_after * 1e9
-        if len(ring) > 1 and not young and all(kinds[edge.resource] in {"lock", "rlock"} for edge in requests):
+        if any(kinds[edge.resource] == "file-lock" for edge in requests):
+            if not young:
+                self._publish_ring(ring, picture, doubt=_FILE_DOUBT)
+        elif len(ring) > 1 and not young and all(kinds[edge.resource] in {"lock", "rlock"} for edge in requests):
             self._publish_ring(
                 ring, picture, doubt="one of these locks may be a signal that a thread outside of the ring gives"
             )

@@ -310,7 +310,7 @@ class Builder:
         inherited = forks.inherited(cell, hold)
         if inherited is not None:
             return inherited.discipline()
-        if cell.kind != "lock" or habit == "try":
+        if cell.kind not in state.PLAIN_KINDS or habit == "try":
             return habit
         running = state.is_running(self.frames.get(hold[0].ident), hold)
         return state.unless_running(habit, cell, hold, running=running)

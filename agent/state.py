@@ -30,6 +30,9 @@ ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of oth
 STACK_LIMIT: Final = 100
 CELL: Final = "_concagent_cell"
 
+# Kinds of locks that anybody may release: of their holds the code has to say who does.
+PLAIN_KINDS: Final = frozenset({"lock", "file-lock"})
+
 RawStack = tuple[tuple[Any, int], ...]
 
 
@@ -353,7 +356,7 @@ def raw_stack(frame: FrameType | None) -> RawStack:
 
 def hold_discipline(cell: Any, hold: Any) -> str:
     """Return what is known of who releases a hold: ``owned``, ``finally``, ``later``, ``try`` or ``bare``."""
-    if cell.kind not in {"lock", "mp-lock"} or hold[3]:
+    if cell.kind not in {"lock", "file-lock", "mp-lock"} or hold[3]:
         return "owned"
     return discipline(hold[1], hold[2])
 
@@ -370,7 +373,7 @@ def is_running(frame: FrameType | None, hold: Any) -> bool:
 
 def unless_running(habit: str, cell: Any, hold: Any, *, running: bool) -> str:
     """Return a hold's discipline: only a function that is still running can be expected to release by itself."""
-    if cell.kind != "lock" or habit == "try" or running:
+    if cell.kind not in PLAIN_KINDS or habit == "try" or running:
         return habit
     return "lent" if hold[3] else "bare"
 

@@ -43,6 +43,11 @@ _TASK_ADVICE: Final = (
     "Take these locks in one order in every task, or take them under one common lock; a task must not await one that awaits "
     "it. A time limit (asyncio.timeout) makes such a deadlock end."
 )
+_FILE_ADVICE: Final = (
+    "flock() belongs to the open file: a second opening of the same file waits for the first one, in the same thread, too. "
+    "Share one lock object for each file (filelock: is_singleton=True) or lock in one layer only, take several files in one "
+    "order, and give the wait a time-out."
+)
 # What it is called to wait for somebody, and not for something.
 _VERBS: Final = {"thread": "joins", "task": "awaits", "event-loop": "waits for the event loop of"}
 
@@ -108,6 +113,8 @@ def ring_finding(
     advice = _INTERRUPTED_ADVICE if interrupted else advice
     if "event-loop" in kinds or (len(ring) == 1 and "future" in kinds):
         advice = _LOOP_ADVICE
+    elif "file-lock" in kinds and not interrupted:
+        advice = _FILE_ADVICE
     elif any(scene.actors[serial].type == "task" for serial in ring):
         advice = _TASK_ADVICE
     return scene.finding(
