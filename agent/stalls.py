@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 RING_NS: Final = 2_000_000_000  # for a ring to be judged by who closed it, also on a busy machine
-_WALKED: Final = frozenset({"lock", "rlock", "thread"})
+_WALKED: Final = frozenset({"lock", "rlock", "thread", "file-lock"})
 _FOREIGN_DOUBT: Final = (
     "threads that Python does not know of run in this process, and one of them could still end this wait"
 )
