@@ -13,8 +13,8 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two processes: the acceptance tests spend their time waiting for child processes.
-WORKERS ?= 2
+# Four processes, also on two cores: the acceptance tests spend their time waiting for child processes.
+WORKERS ?= 4
 PYTEST_ARGS ?=
 QUICK := tests/unit tests/contract tests/acceptance
 # No clock, no state, no I/O: nothing in them may go untested.

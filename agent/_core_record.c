@@ -453,16 +453,15 @@ Record_get_object(Record *self, void *closure)
     return Py_NewRef(value != NULL ? value : Py_None);
 }
 
-/* Return the innermost wait, None if the thread does not wait.  A thread that was woken and has not run since does not
- * wait any more: nobody else need do anything for it to go on, and on a busy machine that may last. */
+/* Return the innermost wait, None if the thread does not wait.  A thread whose waiter's lock was released and that has
+ * not run since does not wait any more: nobody else need do anything for it to go on, and on a busy machine that may
+ * last. (Who was woken for a lock of ours may find it taken once more; there the lock's holder tells.) */
 PyObject *
 Record_waiting(Record *self)
 {
     Py_ssize_t count = PyList_GET_SIZE(self->waits);
-    PyObject *wait = count == 0 ? Py_None : PyList_GET_ITEM(self->waits, count - 1);
-    int is_woken = wait != Py_None &&
-                   (((Wait *)wait)->unparked || (self->sleeps_on != NULL && WaiterLock_is_free(self->sleeps_on)));
-    return Py_NewRef(is_woken ? Py_None : wait);
+    int is_woken = self->sleeps_on != NULL && WaiterLock_is_free(self->sleeps_on);
+    return Py_NewRef(count == 0 || is_woken ? Py_None : PyList_GET_ITEM(self->waits, count - 1));
 }
 
 static PyObject *

@@ -263,16 +263,17 @@ class ThreadRecord:
     def waiting(self) -> Wait | None:
         """Return the innermost wait, None if the thread does not wait.
 
-        A thread that was woken and has not run since does not wait any more: nobody else need do anything for it to go on,
-        and on a busy machine that may last.
+        A thread whose waiter's lock was released and that has not run since does not wait any more: nobody else need do
+        anything for it to go on, and on a busy machine that may last.  (Who was woken for a lock of ours may find it taken
+        once more; there the lock's holder tells.)
         """
+        asleep = self.sleeps_on
+        if asleep is not None and not asleep.locked():
+            return None
         try:
-            wait = self.waits[-1]
+            return self.waits[-1]
         except IndexError:
             return None
-        waiter, asleep = wait.waiter, self.sleeps_on
-        is_woken = (waiter is not None and not waiter.parker.locked()) or (asleep is not None and not asleep.locked())
-        return None if is_woken else wait
 
 
 class _ThreadEnd:

@@ -260,7 +260,7 @@ class Judge:
             self._forget_told(frozenset())
             return
         state_of_things = _state_of_things(records)
-        if state_of_things == self._seen and now_ns < self._look_ns and not at_work:
+        if state_of_things == self._seen and now_ns < self._look_ns and not at_work and not self._pending:
             return
         self._seen = state_of_things
         picture = with_handlers(snapshots.take())

@@ -38,6 +38,9 @@ _sleep = time.sleep
 # A run in the background (``nohup``, ``&``) inherits ignored signals and hands them on; programs under test expect theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGALRM"):
+    # An alarm that a busy machine delivers after its test has ended must not end the process.
+    signal.signal(signal.SIGALRM, lambda *_: None)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -25,16 +25,14 @@ def _until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.usefixtures("recorder")
-@pytest.mark.parametrize("kind", ["lock", "waiter's lock"])
-def test_a_wait_is_over_once_its_thread_was_woken_though_it_has_not_run(twin: Any, kind: str) -> None:
-    lock = twin.allocate_lock() if kind == "lock" else twin.waiter_lock()
+def test_a_wait_is_over_once_its_thread_was_woken_though_it_has_not_run(twin: Any) -> None:
+    lock = twin.waiter_lock()
     lock.acquire()
     records = []
 
     def sleep() -> None:
         mark = twin.wait_mark()
-        if kind != "lock":
-            twin.begin_wait(Resource(), False, None)
+        twin.begin_wait(Resource(), False, None)
         records.append(twin.current_record())
         lock.acquire()
         twin.end_waits(mark)
