@@ -1036,7 +1036,8 @@ def test_readings_say_what_the_records_say(twin: Any, recorder: Any) -> None:
         wait = record.waiting()
         twin.end_waits(mark)
         held = list(record.held)
-        expected = tuple((cell, cell.hold) for cell in held)
+        # What other tests left behind may have been given back by others since: then it is held no more.
+        expected = tuple((cell, cell.hold) for cell in held if cell.hold is not None and cell.hold[0] is record)
     epoch = record.epoch
     without = twin.readings([record, record])
 
