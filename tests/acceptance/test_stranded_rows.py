@@ -169,7 +169,8 @@ F51 = f"""{BUSY}
 @pytest.mark.parametrize("asked", ["signal", "call"])
 def test_f51_a_queue_that_only_its_getter_refers_to_is_proven_when_somebody_asks(runner: Any, asked: str) -> None:
     program = F51.format(
-        after="del jobs; pause(0.3); finish('READY')" + ("; concagent.check()" if asked == "call" else "")
+        after="del jobs; pause(0.3); finish('READY')"
+        + ("\n    while not concagent.check(): pause(0.2)" if asked == "call" else "")
     )
     child = runner.start(program, shape="install", stall_after=60)
     if asked == "signal":
@@ -185,7 +186,10 @@ def test_f51_a_queue_that_only_its_getter_refers_to_is_proven_when_somebody_asks
 def test_f52_a_queue_in_a_global_is_suspected_when_somebody_asks_and_the_global_is_named(
     runner: Any, asked: str
 ) -> None:
-    program = F51.format(after="pause(0.9); finish('READY')" + ("; concagent.check()" if asked == "call" else ""))
+    program = F51.format(
+        after="pause(0.9); finish('READY')"
+        + ("\n    while not concagent.check(): pause(0.2)" if asked == "call" else "")
+    )
     child = runner.start(program, shape="install", stall_after=0.3)
     if asked == "signal":
         assert child.until(lambda: "READY" in child.stdout())
@@ -261,7 +265,9 @@ F53 = f"""{BUSY}
 
 def test_f53_a_task_that_awaits_a_future_nobody_else_refers_to_is_proven_when_somebody_asks(runner: Any) -> None:
     program = F53.format(keep="kept.append(task)").replace("async def main():", "kept = []\n    async def main():")
-    asked = program.replace("        finish()", "        await asyncio.to_thread(concagent.check)\n        finish()")
+    asked = program.replace(
+        "        finish()", "        while not await asyncio.to_thread(concagent.check): pass\n        finish()"
+    )
     outcome = runner.ends(asked, shape="install", **SOON)
 
     assert names(stall(outcome)) == ["alone"]
