@@ -207,7 +207,7 @@ class Judge:
         """Report a ring of locks that somebody outside might break but for a long time has not."""
         requests = [edge for edge in picture.requests if edge.actor in ring]
         kinds = {resource.serial: resource.kind for resource in picture.resources}
-        young = picture.monotonic_ns - max(edge.since_ns for edge in requests) < self.config.stall_after * 1e9
+        young = not self._stalls.are_old(picture, ring)
         if any(kinds[edge.resource] == "file-lock" for edge in requests):
             if not young:
                 self._publish_ring(ring, picture, doubt=_FILE_DOUBT)
@@ -283,12 +283,8 @@ class Judge:
             )
             if with_tasks and deadlock.ring_is_closed(picture, ring):
                 self._publish_ring(ring, picture)
-            elif with_tasks and self._is_old(picture, ring):
+            elif with_tasks and self._stalls.are_old(picture, ring):
                 self._publish_ring(ring, picture, doubt=_CANCEL_DOUBT)
-
-    def _is_old(self, picture: Snapshot, ring: tuple[int, ...]) -> bool:
-        limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
-        return all(edge.since_ns <= limit_ns for edge in picture.requests if edge.actor in ring)
 
     def _next_threshold(self, picture: Snapshot, now_ns: int) -> int:
         """Return when a picture in which nothing changes would be judged differently, `QUIET_NS` from now at the latest."""

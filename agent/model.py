@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from concagent.words import CONFIDENCES as CONFIDENCES
 from concagent.words import ENDED_BY as ENDED_BY
 from concagent.words import KINDS as KINDS
 from concagent.words import SCHEMA as SCHEMA
 from concagent.words import SINGLE_HOLDER_KINDS as SINGLE_HOLDER_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,19 @@ class Snapshot:
     def wall(self, monotonic_ns: int) -> float:
         """Return the wall-clock seconds of a monotonic reading."""
         return self.wall_seconds + (monotonic_ns - self.monotonic_ns) / 1e9
+
+    def with_alive(self, serials: Collection[int]) -> Snapshot:
+        """Return a copy in which these actors can go on."""
+        if not serials:
+            return self
+        actors = tuple(
+            dataclasses.replace(actor, state="live") if actor.serial in serials else actor for actor in self.actors
+        )
+        return dataclasses.replace(self, actors=actors)
+
+    def waits_of(self, serials: Collection[int]) -> frozenset[tuple[int, int]]:
+        """Return (actor, epoch) of the waits of these actors: the same pair at two moments is the same wait."""
+        return frozenset((edge.actor, edge.epoch) for edge in self.requests if edge.actor in serials)
 
     def actor(self, serial: int) -> Actor:
         """Return the actor with this serial; KeyError where there is none."""

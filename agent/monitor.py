@@ -238,9 +238,8 @@ class Monitor(core.Listener):
                     if self._pausing:
                         break
                     self._step(self._serve, ready)
-                    here = len(
-                        self._barriers
-                    )  # before the work: what was reported before they came is in the queue now
+                    # Counted before the work: what was reported before they came is in the queue now.
+                    here = len(self._barriers)
                     self._step(self._work, None)
                 for _ in range(here):
                     self._barriers.popleft().release()

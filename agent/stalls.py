@@ -23,7 +23,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, graph, snapshots
@@ -33,7 +32,7 @@ from concagent.stranded import Stranded
 from concagent.words import NO_WORK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from concagent.config import Config
     from concagent.model import Finding, Resource, Snapshot
@@ -78,11 +77,11 @@ class Stalls:
     def look(self, picture: Snapshot, now_ns: int) -> None:
         """Look at a picture (`with_handlers`) in which somebody waits; once a second."""
         residue = graph.reduce(self._but_for_others(picture))
-        keys = _keys(picture, residue)
+        keys = picture.waits_of(residue)
         if keys and keys != self._asked:
             self._asked = keys
             self._look_later(now_ns + CONFIRM_NS, ResidueLook(keys))
-        elif picture.foreign_threads and not keys <= self._told_waits and self._are_old(picture, residue):
+        elif picture.foreign_threads and not keys <= self._told_waits and self.are_old(picture, residue):
             self._tell(residue, doubt=_FOREIGN_DOUBT)
         self._look_at_suspects(picture)
         self._stranded.look(self._but_for_others(picture), now_ns)
@@ -90,7 +89,7 @@ class Stalls:
     def check(self) -> None:
         """Ask every question now, the reachability question with more time; suspicions are told, too."""
         picture = with_handlers(snapshots.take())
-        keys = _keys(picture, graph.reduce(self._but_for_others(picture)))
+        keys = picture.waits_of(graph.reduce(self._but_for_others(picture)))
         if keys:
             _real.sleep(CONFIRM_NS / 1e9)
             self.look_again(ResidueLook(keys))
@@ -100,7 +99,7 @@ class Stalls:
         """Report what was left over a moment ago and still is."""
         picture = with_handlers(snapshots.take())
         residue = graph.reduce(self._but_for_others(picture))
-        if picture.foreign_threads or not _keys(picture, residue) <= asked.keys:
+        if picture.foreign_threads or not picture.waits_of(residue) <= asked.keys:
             self._asked = frozenset()  # ask again at the next tick
         elif residue:
             self._tell(residue)
@@ -108,13 +107,14 @@ class Stalls:
     def _look_at_suspects(self, picture: Snapshot) -> None:
         """Report cycles through those who hold, or have signalled before, after ``stall_after`` seconds."""
         residue = graph.reduce(picture, signals=False)
-        keys = _keys(picture, residue)
+        keys = picture.waits_of(residue)
         stable = residue and keys <= self._last_suspects
         self._last_suspects = keys
-        if stable and self._are_old(picture, residue):
+        if stable and self.are_old(picture, residue):
             self._tell(residue, suspected=True)
 
-    def _are_old(self, picture: Snapshot, residue: frozenset[int]) -> bool:
+    def are_old(self, picture: Snapshot, residue: Collection[int]) -> bool:
+        """Return whether all their waits have lasted for ``stall_after`` seconds."""
         limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
         return all(edge.since_ns <= limit_ns for edge in picture.requests if edge.actor in residue)
 
@@ -132,10 +132,7 @@ class Stalls:
             for edge in picture.requests
             if edge.resource in orphans or (edge.actor, edge.epoch) in self._told_rings
         } | _young_rings(picture)
-        if not told:
-            return picture
-        actors = tuple(replace(actor, state="live") if actor.serial in told else actor for actor in picture.actors)
-        return replace(picture, actors=actors)
+        return picture.with_alive(told)
 
     def _tell(
         self,
@@ -181,10 +178,6 @@ def epochs_of(picture: Snapshot) -> dict[int, int]:
     return {edge.actor: edge.epoch for edge in picture.requests}
 
 
-def _keys(picture: Snapshot, actors: frozenset[int]) -> frozenset[Key]:
-    return frozenset((edge.actor, edge.epoch) for edge in picture.requests if edge.actor in actors)
-
-
 def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
     """Return whether this is a program that has nothing to do until somebody ends it.
 
@@ -218,8 +211,7 @@ def with_handlers(picture: Snapshot) -> Snapshot:
     main = core.record_of_ident(threading.main_thread().ident)
     if main is None or not has_signal_handlers():
         return picture
-    actors = tuple(replace(actor, state="live") if actor.serial == main.serial else actor for actor in picture.actors)
-    return replace(picture, actors=actors)
+    return picture.with_alive({main.serial})
 
 
 def has_signal_handlers() -> bool:

@@ -82,7 +82,7 @@ class Stranded:
         judged = _with_main_alive(picture)
         waits = _Waits(judged)
         stuck, answer = reach.close(judged, waits.targets_of, waits.stuck_of, **limits)
-        if stuck and not _keys(picture, stuck) <= _keys(snapshots.take(named=False), stuck):
+        if stuck and not picture.waits_of(stuck) <= snapshots.take(named=False).waits_of(stuck):
             stuck = frozenset()  # somebody went on meanwhile
         return stuck, answer.paths, _real.monotonic_ns() - begun_ns
 
@@ -121,8 +121,8 @@ def _with_main_alive(picture: Snapshot) -> Snapshot:
     request = next((edge for edge in picture.requests if main is not None and edge.actor == main.serial), None)
     if request is None or picture.resource(request.resource).ends == "holder":
         return picture
-    actors = tuple(replace(actor, state="live") if actor.serial == request.actor else actor for actor in picture.actors)
-    return replace(picture, actors=actors, requests=tuple(edge for edge in picture.requests if edge is not request))
+    others = tuple(edge for edge in picture.requests if edge is not request)
+    return replace(picture.with_alive({request.actor}), requests=others)
 
 
 class _Waits:
@@ -167,7 +167,3 @@ def _asked_of_sources(method: str, serial: int) -> object | None:
         if found is not None:
             return found
     return None
-
-
-def _keys(picture: Snapshot, actors: frozenset[int]) -> frozenset[tuple[int, int]]:
-    return frozenset((edge.actor, edge.epoch) for edge in picture.requests if edge.actor in actors)
