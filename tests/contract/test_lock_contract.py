@@ -532,18 +532,55 @@ needs_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs
 
 
 class _Storm:
-    """A timer whose handler raises wherever the main thread is."""
+    """A timer whose handler is called wherever the main thread is.
+
+    Nothing is collected meanwhile: what a handler raises in a finalizer or in a callback of the collector (the test
+    framework has some) is printed and lost, with any lock.
+    """
 
     def __init__(self, seconds: float, handler: Callable[[int, Any], Any]) -> None:
         self.seconds, self.handler = seconds, handler
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Storm:
+        self.was_collecting = gc.isenabled()
+        gc.disable()
         self.before = signal.signal(signal.SIGALRM, self.handler)
         signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
+        return self
 
     def __exit__(self, *exc: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self.before)
+        if self.was_collecting:
+            gc.enable()
+
+
+class _Alarms(_Storm):
+    """A storm that raises `_Alarm` while somebody has said, by ``armed``, that he catches it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds, self.interrupt)
+        self.armed, self.alarms, self.lost = False, 0, 0
+
+    def interrupt(self, _signal: int, _frame: Any) -> None:
+        if self.armed:
+            self.armed = False  # once: the clean-up of whoever catches it is not what is tested
+            raise _Alarm
+
+    def __enter__(self) -> _Alarms:
+        super().__enter__()
+        return self
+
+    def interrupt_passes(self, lock: Any) -> None:
+        """Take the lock and give it back until an alarm ends that."""
+        try:
+            self.armed = True
+            while self.armed:
+                with lock:
+                    pass
+            self.lost += 1
+        except _Alarm:
+            self.alarms += 1
 
 
 @needs_timer
@@ -555,31 +592,19 @@ def test_a_with_block_that_is_interrupted_leaves_the_lock_free(
     _skip_where_with_is_unsound(twin)
     if is_recording:
         request.getfixturevalue("recorder")
-    lock, alarms, kept = getattr(twin, kind)(), 0, 0
-    armed = False
-
-    def handler(_signal: int, _frame: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False  # once: the clean-up below is not what is tested
-            raise _Alarm
+    lock, kept = getattr(twin, kind)(), 0
 
     deadline = time.monotonic() + 2
-    with _Storm(0.0002, handler):
+    with _Alarms(0.0002) as storm:
         while time.monotonic() < deadline:
-            try:
-                armed = True
-                while True:
-                    with lock:
-                        pass
-            except _Alarm:
-                alarms += 1
+            storm.interrupt_passes(lock)
             probe = lock.locked() if hasattr(lock, "locked") else lock._is_owned()
             kept += probe
             if probe:
                 lock._at_fork_reinit()
 
-    assert alarms > 100
+    assert storm.alarms > 100
+    assert storm.lost == 0
     assert kept == 0
 
 
@@ -587,14 +612,8 @@ def test_a_with_block_that_is_interrupted_leaves_the_lock_free(
 @pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
 def test_interrupted_waiters_take_no_wake_up_along(twin: Any, recorder: Any, kind: str) -> None:
     _skip_where_with_is_unsound(twin)
-    lock, armed, alarms, passes = getattr(twin, kind)(), False, 0, [0]
+    lock, passes = getattr(twin, kind)(), [0]
     stop = threading.Event()
-
-    def handler(_signal: int, _frame: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False  # once: the clean-up below is not what is tested
-            raise _Alarm
 
     def compete() -> None:
         while not stop.is_set():
@@ -606,22 +625,17 @@ def test_interrupted_waiters_take_no_wake_up_along(twin: Any, recorder: Any, kin
     for other in others:
         other.start()
     deadline = time.monotonic() + 2
-    with _Storm(0.0005, handler):
+    with _Alarms(0.0005) as storm:
         while time.monotonic() < deadline:
-            try:
-                armed = True
-                while True:
-                    with lock:
-                        pass
-            except _Alarm:
-                alarms += 1
+            storm.interrupt_passes(lock)
     before = list(passes)
     _until(lambda: passes[0] > before[0] + 50)
     stop.set()
     for other in others:
         other.join(20)
 
-    assert alarms > 20
+    assert storm.alarms > 20
+    assert storm.lost == 0
     assert not any(other.is_alive() for other in others)
     assert lock.acquire(False)
     lock.release()
@@ -946,14 +960,8 @@ def test_who_is_interrupted_as_the_lock_is_given_neither_loses_nor_keeps_it(
     twin: Any, recorder: Any, kind: str
 ) -> None:
     _skip_where_with_is_unsound(twin)
-    lock, armed, alarms, passes, holds = getattr(twin, kind)(), False, 0, 0, [0]
+    lock, passes, holds = getattr(twin, kind)(), 0, [0]
     stop = threading.Event()
-
-    def handler(_signal: int, _frame: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False  # once: the clean-up below is not what is tested
-            raise _Alarm
 
     def hog() -> None:
         while not stop.is_set():
@@ -964,22 +972,22 @@ def test_who_is_interrupted_as_the_lock_is_given_neither_loses_nor_keeps_it(
     hogging = threading.Thread(target=hog, daemon=True)
     hogging.start()
     deadline = time.monotonic() + 2
-    with _Storm(0.0031, handler):
+    with _Alarms(0.0031) as storm:
         while time.monotonic() < deadline:
             try:
-                armed = True
+                storm.armed = True
                 with lock:
                     passes += 1
-                    armed = False
+                    storm.armed = False
             except _Alarm:
-                alarms += 1
-            armed = False
+                storm.alarms += 1
+            storm.armed = False
     before = holds[0]
     _until(lambda: holds[0] > before + 3)
     stop.set()
     hogging.join(20)
 
-    assert alarms > 5
+    assert storm.alarms > 5
     assert passes > 5
     assert not hogging.is_alive()
     assert lock.acquire(False)
