@@ -1,4 +1,4 @@
-"""What the functions of a stack would call if they went on: a look at names, for words in a report and never for a proof.
+"""What the functions of a stack would call if they went on: a look at names, for words in a report and for doubts.
 
 A function that waits for a lock and has ``jobs.get()`` further down is likely who would have made room in the queue.  The
 call may stand in a function that it calls, so those that its names lead to are looked at, too, ``_DEPTH`` calls deep.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import core, state
+from concagent import core, discipline, state
 from concagent.words import SIGNALLING
 
 if TYPE_CHECKING:
@@ -27,28 +27,36 @@ def signalling_calls(frame: FrameType | None) -> tuple[str, ...]:
 
     Functions of the standard library and ours are left out: each queue's ``get`` has a ``notify`` in it.
     """
-    found: set[str] = set()
+    return tuple(sorted(SIGNALLING.intersection(name for code in _led_to(frame) for name in code.co_names)))
+
+
+def may_hand_over(frame: FrameType | None) -> bool:
+    """Return whether a live stack's functions, or those they lead to, release what they have not taken themselves."""
+    return any(discipline.releases_for_others(code) for code in _led_to(frame) if _is_of_program(code))
+
+
+def _led_to(frame: FrameType | None) -> set[CodeType]:
+    """Return the code of a stack's functions, and of those to which their names lead."""
     seen: set[CodeType] = set()
     while frame is not None and len(seen) < _LIMIT:
         names: Mapping[str, Any] = {}
         if _is_of_program(frame.f_code):
             names = {**frame.f_globals, **frame.f_locals}
-        _look(frame.f_code, names, found, seen, _DEPTH)
+        _look(frame.f_code, names, seen, _DEPTH)
         frame = frame.f_back
-    return tuple(sorted(found))
+    return seen
 
 
-def _look(code: CodeType, names: Mapping[str, Any], found: set[str], seen: set[CodeType], depth: int) -> None:
+def _look(code: CodeType, names: Mapping[str, Any], seen: set[CodeType], depth: int) -> None:
     if code in seen or not _is_of_program(code) or len(seen) >= _LIMIT:
         return
     seen.add(code)
-    found.update(SIGNALLING.intersection(code.co_names))
     if depth:
         for function in _functions(code, names):
             inner = dict(function.__globals__)
             if code.co_argcount and function.__code__.co_varnames[:1] == code.co_varnames[:1] == ("self",):
                 inner["self"] = names.get("self")
-            _look(function.__code__, inner, found, seen, depth - 1)
+            _look(function.__code__, inner, seen, depth - 1)
 
 
 def _functions(code: CodeType, names: Mapping[str, Any]) -> Iterator[FunctionType]:

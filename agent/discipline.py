@@ -8,6 +8,8 @@ In the idiom ``acquire(); start(thread); acquire(); release()`` the release belo
 the first one back is somebody else; so what comes next in the function must be a release, and it must be called: the
 ``release`` in ``Timer(1, lock.release)`` is the somebody else.
 
+Of other threads the same look tells whether they may be that somebody else: who releases what he has not taken.
+
 Only asked about the few holds of a ring, after it was found; the answer for a site never changes and is cached.
 
 Limits     expressions other than dotted names (``locks[i].acquire()``) and stored bound methods count as ``bare``.
@@ -62,6 +64,21 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     if following is None or any(lasti < offset < following for offset in acquires):
         return "try" if _only_tries(instructions, at) else "bare"
     return "later"
+
+
+@functools.lru_cache(maxsize=1024)
+def releases_for_others(code: CodeType) -> bool:
+    """Return whether a function releases, or hands on the ``release`` of, something that it does not acquire itself."""
+    if not set(_RELEASES).intersection(code.co_names):
+        return False
+    instructions = _instructions(code)
+    released, taken = set(), set()
+    for i, ins in enumerate(instructions):
+        if ins.opname in _ATTRIBUTES and ins.argval in _RELEASES:
+            released.add(_expression(instructions, i - 1))
+        elif ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES and _is_called(ins):
+            taken.add(_expression(instructions, i - 1))
+    return not released <= taken
 
 
 def _is_conditional(instructions: list[Any], start: int, end: int) -> bool:

@@ -13,7 +13,7 @@ This module and what it imports are loaded by the monitor's thread when there is
 ends within a second, and has no deadlock, does not pay for them.
 
 Invariants J1 all fields are written by the monitor's thread; `report`, `deadlocked` and `victim_error` only read.
-           J2 a wait is told once: the sets of (actor, epoch) below say what has been.
+           J2 a wait is told once, and once more when what was suspected is proven; see ``told``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, contexts, core, forks, graph, recovery, snapshots, state, suppressions
+from concagent import _real, calls, contexts, core, forks, graph, recovery, snapshots, state, suppressions
 from concagent.detectors import context, deadlock, forked, misuse, orphan, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
 from concagent.model import serial_of
 from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
+from concagent.told import Told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from concagent.config import Config
     from concagent.model import Finding, Snapshot
@@ -75,11 +76,11 @@ class Judge:
         self._look_later = look_later
         self._agent_idents = agent_idents
         self._pending: set[tuple[int, int]] = set()
-        self._told_rings: set[tuple[int, int]] = set()
-        self._told_waits: set[tuple[int, int]] = set()
+        self._told_rings: set[tuple[int, int]] = set()  # proven ones
+        self._told_waits = Told()
         self._told_long: set[tuple[int, int]] = set()
         self._told_holds: set[tuple[int, int]] = set()
-        self._told_orphans: set[tuple[int, int]] = set()
+        self._told_orphans = Told()
         self._seen: Any = None
         self._look_ns = 0
         self._stalls = Stalls(config, publish, look_later, self._told_waits, self._told_rings)
@@ -148,6 +149,9 @@ class Judge:
         if isinstance(event, state.MisuseEvent):
             if event.cell.hold is not event.hold or event.cell.cls.signal:
                 return  # handed over after all
+            habit = _habit(event.cell, event.hold)
+            if habit == "lent" or (habit == "bare" and self._may_somebody_release(())):
+                return  # whoever waits for it will be told of
             self._publish_misuse(event)
         elif isinstance(event, state.ForkEvent):
             self._judge_fork(event.fork)
@@ -223,11 +227,12 @@ class Judge:
             return  # somebody was freed in between
         epochs = epochs_of(picture)
         keys = {(serial, epochs[serial]) for serial in ring}
-        if keys <= self._told_waits:
+        if self._told_waits.covers(keys, proven=doubt is None):
             return
         keys |= {(serial, epochs[serial]) for serial in graph.behind(picture, ring)}
-        self._told_waits |= keys
-        self._told_rings |= keys
+        self._told_waits.add(keys, proven=doubt is None)
+        if doubt is None:
+            self._told_rings |= keys
         wait = self._late_victim(ring, epochs) if doubt is None else None
         victim = wait[0] if wait is not None else None
         finding = _finished(deadlock.ring_finding(picture, ring, doubt=doubt, victim=victim))
@@ -300,7 +305,7 @@ class Judge:
     def _look_for_slow(self, picture: Snapshot) -> None:
         config = self.config
         if config.long_wait:
-            skip = self._told_long | self._told_waits
+            skip = self._told_long.union(self._told_waits.of(proven=False))
             found = slow.long_waits(picture, int(config.long_wait * 1e9), skip)
             self._publish_slow(found, self._told_long)
         if config.long_hold:
@@ -321,8 +326,10 @@ class Judge:
         """Report who waits for a lock whose holder has ended.
 
         A plain Lock that was taken to be given back by another thread looks like an orphan, too.  So unless the code shows
-        that its holder meant to release it, or nobody is left who could, it is given the time of a hand-over; and a flag,
-        taken without waiting, is never more than a suspicion.
+        that its holder meant to release it, or nobody is left who could, it is given the time of a hand-over.  Where a live
+        thread may well release it, it is a suspicion until nobody is left: a flag, taken without waiting; a block that was
+        entered and not left, by a generator or an exit stack that anybody may close; and a lock while a running
+        function, or one that it leads to, has a ``release`` without an ``acquire``.
         """
         picture = snapshots.take()
         waiting = {edge.actor: edge for edge in picture.requests}
@@ -330,19 +337,31 @@ class Judge:
         stuck = frozenset[int]() if judged.foreign_threads else graph.reduce(judged)
         habits = self._habits_of_the_ended()
         proven, suspected = set(), set()
+        may_release: bool | None = None
         for serial, edge in waiting.items():
             waited_ns = picture.monotonic_ns - edge.since_ns
-            if (serial, edge.epoch) in self._told_orphans or waited_ns < GRACE_NS // 2:
+            wait, habit = (serial, edge.epoch), habits.get(edge.resource)
+            if habit is None or waited_ns < GRACE_NS // 2 or self._told_orphans.covers([wait], proven=True):
                 continue
-            habit = habits.get(edge.resource)
-            if habit in {"owned", "finally", "later"} or (habit and serial in stuck):
+            if habit in {"owned", "finally", "later"} or serial in stuck:
                 proven.add(serial)
-            elif habit == "try" and waited_ns >= self.config.stall_after * 1e9:
+                continue
+            if habit == "bare" and waited_ns >= HAND_OVER_NS:
+                if may_release is None:
+                    may_release = self._may_somebody_release({w for w, e in waiting.items() if e.resource in habits})
+                if not may_release:
+                    proven.add(serial)
+                    continue
+            if wait not in self._told_orphans and waited_ns >= self.config.stall_after * 1e9:
                 suspected.add(serial)
-            elif habit in {"bare", "lent"} and waited_ns >= HAND_OVER_NS:
-                proven.add(serial)
         self._publish_orphans(picture, frozenset(proven), None)
         self._publish_orphans(picture, frozenset(suspected), _DOUBT)
+
+    def _may_somebody_release(self, waiting: Collection[int]) -> bool:
+        """Return whether a thread but these runs a function that looks as if it releases what others have taken."""
+        not_asked = {record.ident for record in core.records() if record.serial in waiting} | self._agent_idents
+        frames = [frame for ident, frame in _real.current_frames().items() if ident not in not_asked]
+        return any(calls.may_hand_over(frame) for frame in frames)
 
     def _habits_of_the_ended(self) -> dict[int, str]:
         """Return lock -> what is known of who was to release it, for the locks of threads that have ended."""
@@ -363,14 +382,16 @@ class Judge:
         for finding in orphan.orphan_findings(picture, serials):
             members = {serial_of(a.id) for a in finding.actors if a.role == "member"}
             keys = {(s, epochs[s]) for s in members if s in epochs}
-            self._told_orphans |= keys
-            self._told_waits |= keys
+            self._told_orphans.add(keys, proven=doubt is None)
+            self._told_waits.add(keys, proven=doubt is None)
             told = finding.with_changes(confidence="suspected", reason=doubt) if doubt else finding
             self._publish(told)
 
     def _forget_told(self, waiting: frozenset[tuple[int, int]]) -> None:
         """Drop what concerns waits that are over, so that these sets stay as small as the number of blocked threads."""
-        for told in (self._told_waits, self._told_rings, self._told_long, self._told_orphans, self._pending):
+        self._told_waits.forget(waiting)
+        self._told_orphans.forget(waiting)
+        for told in (self._told_rings, self._told_long, self._pending):
             if len(told) > 256:
                 told &= waiting
         if len(self._told_holds) > 4096:

@@ -1,7 +1,8 @@
 """What has been found: one entry a fingerprint, a count for each repeat.
 
 Invariants L1 only the monitor's thread writes; readers get tuples, made by one atomic copy.
-           L2 a fingerprint is delivered once in a process; repeats raise ``count`` and the metric, nothing else.
+           L2 a fingerprint is delivered once in a process, and once more when what was suspected is proven; repeats raise
+              ``count`` and the metric, nothing else.
            L3 memory is bounded: after ``FINDING_LIMIT`` fingerprints further ones are counted as dropped.
 """
 
@@ -28,13 +29,15 @@ class Ledger:
         self.dropped = 0
 
     def record(self, finding: Finding) -> bool:
-        """Count a finding; True if it is the first of its fingerprint and so is to be delivered."""
+        """Count a finding; True if it is the first of its fingerprint, or the first that is proven, and to be delivered."""
         label = (finding.kind, finding.resource_kind, finding.confidence)
         self._counts[label] = self._counts.get(label, 0) + finding.count
         known = self._findings.get(finding.fingerprint)
         if known is not None:
-            self._findings[finding.fingerprint] = known.with_changes(count=known.count + finding.count)
-            return False
+            is_upgrade = (known.confidence, finding.confidence) == ("suspected", "proven")
+            latest = finding if is_upgrade else known
+            self._findings[finding.fingerprint] = latest.with_changes(count=known.count + finding.count - is_upgrade)
+            return is_upgrade
         if len(self._findings) >= FINDING_LIMIT:
             self.dropped += 1
             return False

@@ -15,7 +15,7 @@ reported count as alive, too, when the rest is judged: whoever waits for what th
 second defect.
 
 Invariants J1 all fields are written by the monitor's thread.
-           J2 a wait is told once: ``told_waits``, shared with the judge, says what has been.
+           J2 a wait is told once, and once more when it is proven: ``told_waits``, shared with the judge, says what has been.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from concagent.config import Config
     from concagent.model import Finding, Resource, Snapshot
+    from concagent.told import Told
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
 RING_NS: Final = 2_000_000_000  # for a ring to be judged by who closed it, also on a busy machine
@@ -61,7 +62,7 @@ class Stalls:
         config: Config,
         publish: Callable[[Finding], None],
         look_later: Callable[[int, Any], None],
-        told_waits: set[Key],
+        told_waits: Told,
         told_rings: set[Key],
     ) -> None:
         """Share with the judge what has been told; see there for the rest."""
@@ -81,7 +82,7 @@ class Stalls:
         if keys and keys != self._asked:
             self._asked = keys
             self._look_later(now_ns + CONFIRM_NS, ResidueLook(keys))
-        elif picture.foreign_threads and not keys <= self._told_waits and self.are_old(picture, residue):
+        elif picture.foreign_threads and self._is_news(keys) and self.are_old(picture, residue):
             self._tell(residue, doubt=_FOREIGN_DOUBT)
         self._look_at_suspects(picture)
         self._stranded.look(self._but_for_others(picture), now_ns)
@@ -94,6 +95,14 @@ class Stalls:
             _real.sleep(CONFIRM_NS / 1e9)
             self.look_again(ResidueLook(keys))
         self._stranded.check(self._but_for_others(with_handlers(snapshots.take())))
+        self._tell_consequences()
+
+    def _tell_consequences(self) -> None:
+        """Name who is stuck for good because of what was reported; by itself that would be a second report of one defect."""
+        picture = with_handlers(snapshots.take())
+        residue = graph.reduce(picture)
+        if not picture.foreign_threads and self._is_news(picture.waits_of(residue)):
+            self._tell(residue)
 
     def look_again(self, asked: ResidueLook) -> None:
         """Report what was left over a moment ago and still is."""
@@ -113,6 +122,10 @@ class Stalls:
         if stable and self.are_old(picture, residue):
             self._tell(residue, suspected=True)
 
+    def _is_news(self, keys: Collection[Key]) -> bool:
+        """Return whether nothing has been told of one of these waits."""
+        return not self._told_waits.covers(keys, proven=False)
+
     def are_old(self, picture: Snapshot, residue: Collection[int]) -> bool:
         """Return whether all their waits have lasted for ``stall_after`` seconds."""
         limit_ns = picture.monotonic_ns - self.config.stall_after * 1e9
@@ -121,7 +134,7 @@ class Stalls:
     def _but_for_others(self, picture: Snapshot) -> Snapshot:
         """Let those count as alive who have findings of their own: the question is who is stuck but for them.
 
-        They are the threads of reported deadlocks, and those that wait for an orphan.  So are those of a ring that has just
+        They are the threads of proven deadlocks, and those that wait for an orphan.  So are those of a ring that has just
         closed: who closed it has it judged, and may be about to raise as its victim.
         """
         ended = {actor.serial for actor in picture.actors if actor.state == "ended"}
@@ -148,16 +161,18 @@ class Stalls:
             return
         if not (suspected or doubt or evidence) and _is_idle(picture, residue):
             return
+        proven = not (suspected or doubt)
         keys = {serial: (serial, epochs[serial]) for serial in residue}
-        known = frozenset(serial for serial in residue if keys[serial] in self._told_waits)
+        said = self._told_waits.of(proven=proven)
+        known = frozenset(serial for serial in residue if keys[serial] in said)
         for finding in detector.residue_findings(
             picture, residue, known, suspected=suspected, doubt=doubt, evidence=evidence
         ):
             self._publish(finding)
             named = {serial_of(actor.id) for actor in finding.actors}
-            self._told_waits |= {keys[serial] for serial in named if serial in keys}
-        if not (suspected or doubt):  # nothing more can be said, of those behind whom a finding has no room for, either
-            self._told_waits |= set(keys.values())
+            self._told_waits.add((keys[serial] for serial in named if serial in keys), proven=proven)
+        if proven:  # nothing more can be said, of those behind whom a finding has no room for, either
+            self._told_waits.add(keys.values(), proven=True)
 
 
 def _young_rings(picture: Snapshot) -> set[int]:

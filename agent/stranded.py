@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from concagent.model import RequestEdge, Snapshot
+    from concagent.told import Told
 
 _OBJECTS: Final = 400_000  # a look at more than so many would keep the program for more than some 20 ms
 _SECONDS: Final = 1.0  # for all looks of one question, between which the program runs
@@ -37,7 +38,7 @@ _EVIDENCE: Final = "nothing alive refers any more to what would have to be signa
 class Stranded:
     """The reachability question of one process; all on the monitor's thread."""
 
-    def __init__(self, stall_after_seconds: float, tell: Callable[..., None], told: set[tuple[int, int]]) -> None:
+    def __init__(self, stall_after_seconds: float, tell: Callable[..., None], told: Told) -> None:
         """Ask of waits that last longer; ``tell(actors, evidence=, doubt=)`` reports, ``told`` says what has been."""
         self._stall_after_ns = int(stall_after_seconds * 1e9)
         self._tell = tell
@@ -49,7 +50,7 @@ class Stranded:
     def look(self, picture: Snapshot, now_ns: int) -> None:
         """Ask by itself, if it is time."""
         old = self._old_waits(picture, self._stall_after_ns)
-        keys = frozenset((edge.actor, edge.epoch) for edge in old) - self._told
+        keys = frozenset((edge.actor, edge.epoch) for edge in old)
         if not keys or (keys <= self._asked and now_ns < self._next_ns):
             return
         self._pause_ns = self._stall_after_ns if not keys <= self._asked else min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
@@ -87,7 +88,7 @@ class Stranded:
         return stuck, answer.paths, _real.monotonic_ns() - begun_ns
 
     def _old_waits(self, picture: Snapshot, age_ns: int) -> list[RequestEdge]:
-        """Return the untimed waits for a signal that have lasted for so long, but the main thread's and the reported ones."""
+        """Return the untimed waits for a signal that have lasted for so long, but the main thread's and the proven ones."""
         judged = _with_main_alive(picture)
         residue = graph.reduce(judged, reached=())
         resources = {resource.serial: resource for resource in picture.resources}
@@ -96,7 +97,7 @@ class Stranded:
             for edge in picture.requests
             if edge.actor in residue
             and picture.monotonic_ns - edge.since_ns >= age_ns
-            and (edge.actor, edge.epoch) not in self._told
+            and not self._told.covers([(edge.actor, edge.epoch)], proven=True)
             and resources[edge.resource].kind not in {"thread", "task", "process"}
         ]
 

@@ -89,7 +89,8 @@ def residue_findings(
     Args:
         snapshot: The picture that was reduced, with stacks of the residue.
         residue: What ``graph.reduce`` left.
-        known: Actors that a finding already names (rings and those behind them); groups of only such are left out.
+        known: Actors that a finding already names (rings and those behind them): no cycle of only such, and nobody of them
+            in a stall.
         doubt: Why nobody left in this process is not nobody at all; None makes the finding proven.
         suspected: The residue is of the sharper question (``signals=False``); only cycles count then.
         evidence: How a proof was found where it is not plain to see, for ``reason``.
@@ -112,7 +113,8 @@ def residue_findings(
             findings.append(ring_finding(snapshot, ring, doubt=doubt, evidence=evidence))
         else:
             findings.append(_finding(scene, "deadlock", cycle, behind, doubt, suspected, evidence))
-    if rest and not suspected and not rest <= known:  # each of them might have woken the others, so it is one stall
+    rest -= known
+    if rest and not suspected:  # each of them might have woken the others, so it is one stall
         findings.append(_stall(scene, frozenset(rest), doubt, evidence))
     return findings
 

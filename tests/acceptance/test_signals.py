@@ -325,6 +325,46 @@ MOVED = {
         L.acquire()
         L.release()
         """,
+    "a lock of a thread that has ended, released by a thread that runs on": """
+        thread = threading.Thread(target=L.acquire)
+        thread.start()
+        thread.join()
+        waiter = threading.Thread(target=lambda: L.acquire())
+        waiter.start()
+        pause(2.5)
+        L.release()
+        waiter.join()
+        """,
+    "a lock of a thread that has ended, released by what a running function calls": """
+        class Slot:
+            def take(self):
+                L.acquire()
+            def give(self):
+                L.release()
+            def serve(self):
+                pause(2.5)
+                self.give()
+        slot = Slot()
+        thread = threading.Thread(target=slot.take)
+        thread.start()
+        thread.join()
+        server = threading.Thread(target=slot.serve)
+        server.start()
+        slot.take()
+        server.join()
+        """,
+    "an exit stack of a thread that has ended, closed by another": """
+        from contextlib import ExitStack
+        stack = ExitStack()
+        thread = threading.Thread(target=stack.enter_context, args=(L,))
+        thread.start()
+        thread.join()
+        closing = threading.Thread(target=lambda: (pause(2.5), stack.close()))
+        closing.start()
+        L.acquire()
+        L.release()
+        closing.join()
+        """,
     "a once guard in a thread": """
         def once():
             if L.acquire(False):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from concagent import _real
-from concagent.discipline import discipline
+from concagent.discipline import discipline, releases_for_others
 
 lock = None
 table: dict[str, Any] = {}
@@ -159,3 +159,52 @@ def test_an_offset_before_the_first_instruction_is_nobodys() -> None:
 
 def test_an_instruction_that_acquires_nothing_is_bare() -> None:
     assert discipline(Spy.__init__.__code__, 2) == "bare"
+
+
+# ---------------------------------------------------------------- who may be meant to release what others have taken
+
+
+def takes_and_gives() -> None:
+    lock.acquire()
+    try:
+        table.clear()
+    finally:
+        lock.release()
+
+
+def takes_one_and_gives_another(owner: Owner) -> None:
+    owner.lock.acquire()
+    lock.release()
+
+
+def gives(owner: Owner) -> None:
+    owner.lock.release()
+
+
+def lets_a_timer_give() -> None:
+    lock.acquire()
+    threading.Timer(1, table["lock"].release)
+
+
+def starts_who_takes_and_gives() -> None:
+    threading.Thread(target=lock.acquire)
+    lock.release()
+
+
+def takes() -> None:
+    lock.acquire()
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (takes_and_gives, False),
+        (takes, False),
+        (takes_one_and_gives_another, True),
+        (gives, True),
+        (lets_a_timer_give, True),
+        (starts_who_takes_and_gives, True),
+    ],
+)
+def test_who_releases_what_he_has_not_taken_may_do_it_for_others(function: Callable[..., None], expected: bool) -> None:
+    assert releases_for_others(function.__code__) is expected

@@ -63,3 +63,21 @@ def test_after_clear_a_fingerprint_is_new_again():
 
     assert book.counts() == ()
     assert book.record(finding("a"))
+
+
+def test_a_suspicion_that_is_proven_is_delivered_once_more():
+    book = Ledger()
+
+    delivered = [book.record(finding("a", confidence=word)) for word in ("suspected", "suspected", "proven", "proven")]
+
+    assert delivered == [True, False, True, False]
+    assert [(one.confidence, one.count) for one in book.findings()] == [("proven", 3)]
+
+
+def test_a_proof_does_not_become_a_suspicion():
+    book = Ledger()
+
+    delivered = [book.record(finding("a", confidence=word)) for word in ("proven", "suspected")]
+
+    assert delivered == [True, False]
+    assert [one.confidence for one in book.findings()] == ["proven"]

@@ -4,12 +4,13 @@ from factories import holds, resource, snapshot, waits
 
 from concagent.config import Config
 from concagent.stalls import ResidueLook, Stalls
+from concagent.told import Told
 
 
 def looked_at_again(picture):
     """Return whose waits are to be looked at once more after the first look at a picture."""
     asked = []
-    stalls = Stalls(Config(), lambda _: None, lambda _, event: asked.append(event), set(), set())
+    stalls = Stalls(Config(), lambda _: None, lambda _, event: asked.append(event), Told(), set())
 
     stalls.look(picture, picture.monotonic_ns)
 

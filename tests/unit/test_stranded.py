@@ -8,6 +8,7 @@ import pytest
 from factories import actor, holds, signals, snapshot, waits
 
 from concagent import core, reach, snapshots, stranded
+from concagent.told import Told
 
 SECOND = 10**9
 
@@ -17,7 +18,7 @@ class Asked:
 
     def __init__(self, monkeypatch):
         self.told = []
-        self.known = set()
+        self.known = Told()
         self.questions = []
         self.reached = frozenset()
         self.complete = True
@@ -151,7 +152,7 @@ def test_a_new_wait_is_asked_of_at_once(asked):
 
 
 def test_what_was_told_is_not_asked_of(asked):
-    asked.known.add((1, 1))
+    asked.known.add([(1, 1)], proven=True)
 
     asked.look(ALONE)
 
