@@ -25,17 +25,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core, graph, snapshots
+from concagent import _real, core, graph, idle, snapshots
 from concagent.detectors import residue as detector
 from concagent.model import serial_of
 from concagent.stranded import Stranded
-from concagent.words import NO_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from concagent.config import Config
-    from concagent.model import Finding, Resource, Snapshot
+    from concagent.model import Finding, Snapshot
     from concagent.told import Told
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
@@ -159,7 +158,8 @@ class Stalls:
         epochs = epochs_of(picture)
         if not residue <= epochs.keys():
             return
-        if not (suspected or doubt or evidence) and _is_idle(picture, residue):
+        main = core.record_of_ident(threading.main_thread().ident)
+        if not (suspected or evidence) and main is not None and idle.is_idle(picture, residue, main.serial):
             return
         proven = not (suspected or doubt)
         keys = {serial: (serial, epochs[serial]) for serial in residue}
@@ -191,34 +191,6 @@ def _young_rings(picture: Snapshot) -> set[int]:
 def epochs_of(picture: Snapshot) -> dict[int, int]:
     """Return actor -> the epoch of its wait."""
     return {edge.actor: edge.epoch for edge in picture.requests}
-
-
-def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
-    """Return whether this is a program that has nothing to do until somebody ends it.
-
-    ``Event().wait()`` in the main thread, with daemon threads or those of a pool that wait for work: Ctrl-C is what it waits for.
-    """
-    main = core.record_of_ident(threading.main_thread().ident)
-    if main is None or main.serial not in residue:
-        return False
-    resources = {resource.serial: resource for resource in picture.resources}
-    ends = {edge.actor: resources[edge.resource].ends for edge in picture.requests}
-    unemployed = {e.actor for e in picture.requests if resources[e.resource].detail == NO_WORK}
-    others = [a for a in picture.actors if a.serial in residue - unemployed and a.serial != main.serial]
-    asked = [resources[next(edge.resource for edge in picture.requests if edge.actor == main.serial)]]
-    if asked[0].kind == "event-loop":  # then it is its tasks that wait to be ended
-        tasks = {actor.serial for actor in picture.actors if actor.type == "task"}
-        waits = [resources[edge.resource] for edge in picture.requests if edge.actor in residue & tasks]
-        asked = [one for one in waits if one.kind != "future"]  # ``await asyncio.Future()`` is how a main task waits
-    if not all(_waits_to_be_ended(one) for one in asked):
-        return False
-    return all(ends[serial] in {"signal", "parties"} for serial in residue) and all(actor.daemon for actor in others)
-
-
-def _waits_to_be_ended(asked: Resource) -> bool:
-    """Return whether a main thread may wait for this just to be there: not for room in a queue or the others of a barrier."""
-    kind = asked.kind.removeprefix("asyncio-")
-    return kind in {"event", "condition"} or (asked.detail or "").startswith("empty")
 
 
 def with_handlers(picture: Snapshot) -> Snapshot:

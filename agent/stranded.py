@@ -10,7 +10,7 @@ seconds, with pauses that double while no new wait comes up, never more than a t
 in a program of so many objects that one look would be felt; who asks gets more.
 
 Invariants S1 a proof names only actors that were in the same waits (epochs) before and after the last walk.
-           S2 the main thread, waiting for a signal of any kind, is never stranded: Ctrl-C is one.
+           S2 the main thread is never stranded where it may just wait for the end: Ctrl-C is a signal, too; see ``idle``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import core, graph, snapshots, state
+from concagent import core, graph, idle, snapshots, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +88,7 @@ class Stranded:
         return stuck, answer.paths, _real.monotonic_ns() - begun_ns
 
     def _old_waits(self, picture: Snapshot, age_ns: int) -> list[RequestEdge]:
-        """Return the untimed waits for a signal that have lasted for so long, but the main thread's and the proven ones."""
+        """Return the untimed waits for a signal that have lasted for so long, but an idle main thread's and the proven ones."""
         judged = _with_main_alive(picture)
         residue = graph.reduce(judged, reached=())
         resources = {resource.serial: resource for resource in picture.resources}
@@ -120,7 +120,7 @@ class Stranded:
 def _with_main_alive(picture: Snapshot) -> Snapshot:
     main = core.record_of_ident(threading.main_thread().ident)
     request = next((edge for edge in picture.requests if main is not None and edge.actor == main.serial), None)
-    if request is None or picture.resource(request.resource).ends == "holder":
+    if request is None or not idle.waits_to_be_ended(picture.resource(request.resource)):
         return picture
     others = tuple(edge for edge in picture.requests if edge is not request)
     return replace(picture.with_alive({request.actor}), requests=others)

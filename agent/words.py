@@ -55,6 +55,8 @@ ENDED_BY: Final = {
 }
 # The detail of a queue at which the threads of a pool wait for work: they are part of the pool, and no program waits for them.
 NO_WORK: Final = "empty, no work"
+# What the detail of an empty queue ends with, after a number, if things have been in it before.
+TAKEN: Final = " taken"
 # Kinds of resources whose one holder alone can end a wait for them.
 SINGLE_HOLDER_KINDS: Final = frozenset(kind for kind, how in ENDED_BY.items() if how == "holder")
 

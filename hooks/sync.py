@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from concagent import _real, core, state
 from concagent.hooks.patching import Patch, PatchSet
+from concagent.words import TAKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +68,10 @@ def _barrier_detail(barrier: Any) -> str | None:
     return f"{missing} of {barrier._parties} {'is' if missing == 1 else 'are'} missing"
 
 
-def _empty_detail(_queue: Any) -> str | None:
-    return "empty"
+def _empty_detail(waited: Any) -> str | None:
+    """Return that a queue is empty, and how many things were taken out of it and not reported as done."""
+    tasks = getattr(waited, "unfinished_tasks", 0)
+    return f"empty, {tasks}{TAKEN}" if tasks else "empty"
 
 
 def _full_detail(waited: Any) -> str | None:

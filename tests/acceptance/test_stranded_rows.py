@@ -281,3 +281,38 @@ def test_f53_twin_somebody_has_the_future(runner: Any) -> None:
         shape="install",
         **SOON,
     )
+
+
+POOL_OF_ONE = """
+    import queue, socket, threading
+    from scaffold import finish, pause
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=server.accept, daemon=True).start()  # somebody is alive
+
+    class Pool:
+        def __init__(self):
+            self.idle = queue.LifoQueue(1)
+            self.idle.put(object())
+        def use(self, retries):
+            connection = self.idle.get()
+            if retries:
+                {{before}}self.use(retries - 1)  # with the connection in hand
+            {{after}}
+            finish()
+
+    def main():
+        Pool().use(1)
+    main()
+    """.replace("{{", "{").replace("}}", "}")
+
+
+def test_a_pool_that_its_only_user_has_emptied_is_a_stall_of_the_main_thread(runner: Any) -> None:
+    program = POOL_OF_ONE.format(before="", after="self.idle.put(connection)")
+    found = stall(runner.hangs(program, shape="install", **SOON))
+
+    assert names(found) == ["MainThread"]
+    assert "(empty, 1 taken)" in found["title"]
+
+
+def test_twin_a_pool_whose_user_gives_back_before_he_tries_again_is_silent(runner: Any) -> None:
+    runner.silent(POOL_OF_ONE.format(before="self.idle.put(connection); ", after="pause(1)"), shape="install", **SOON)

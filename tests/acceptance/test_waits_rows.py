@@ -854,3 +854,95 @@ def test_twin_of_the_simple_queue_an_item_ends_it_in_silence(runner: Any) -> Non
         HEAD
         + "jobs = queue.SimpleQueue()\ndef worker(): jobs.get()\nthreads = run(worker)\npause(2.2)\njobs.put(1)\njoin(threads)\n"
     )
+
+
+# ---------------------------------------------------------------- F50: everybody is asleep, the main thread in Event.wait()
+
+F50 = {
+    "alone": ("", {"MainThread"}),
+    "with threads at events": ("run(threading.Event().wait, threading.Event().wait)", {"MainThread", "wait"}),
+    "with a daemon at an event": (
+        "threading.Thread(target=threading.Event().wait, name='wait', daemon=True).start()",
+        {"MainThread", "wait"},
+    ),
+    "with a daemon at a semaphore": (
+        "threading.Thread(target=threading.Semaphore(0).acquire, name='wait', daemon=True).start()",
+        {"MainThread", "wait"},
+    ),
+    "after its worker has failed": (
+        "def work(): raise SystemExit\nfor thread in run(work): thread.join()",
+        {"MainThread"},
+    ),
+}
+
+
+@pytest.mark.parametrize("others", F50)
+def test_f50_everybody_is_asleep_and_main_waits_for_an_event(runner: Any, others: str) -> None:
+    start, members = F50[others]
+    found = runner.hangs(HEAD + f"done = threading.Event()\n{start}\ndone.wait()\n").only
+
+    assert (found["kind"], found["confidence"]) == ("stall", "proven")
+    assert {actor["name"] for actor in found["actors"] if actor["role"] == "member"} == members
+
+
+@pytest.mark.parametrize(
+    "alive",
+    [
+        "threading.Thread(target=pause, args=(2.5,), daemon=True).start()",
+        "threading.Timer(2.5, print).start()",
+        "import socket\ns = socket.create_server(('127.0.0.1', 0))\nthreading.Thread(target=s.accept, daemon=True).start()",
+        "import signal\nsignal.signal(signal.SIGTERM, lambda *_: done.set())",
+        "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2.5)'])",
+        "jobs = queue.Queue()\nthreading.Thread(target=jobs.get, daemon=True).start()",
+    ],
+    ids=["a thread at work", "a timer", "a thread at a socket", "a signal handler", "a child", "an idle worker"],
+)
+def test_f50_twin_somebody_may_come_yet(runner: Any, alive: str) -> None:
+    child = runner.start(HEAD + f"done = threading.Event()\n{alive}\nfinish('IDLE')\ndone.wait()\n")
+    child.until(lambda: "IDLE" in child.stdout())
+    child.linger(2.2)
+
+    assert child.end().findings == []
+
+
+@pytest.mark.parametrize("take", ["results.get()", "results.get(); results.get()"])
+def test_who_waits_for_a_result_whose_thread_has_failed_is_stuck(runner: Any, take: str) -> None:
+    """The queue has been used or not: with nobody else there, the result does not come."""
+    puts = take.count("get") - 1
+    found = runner.hangs(
+        HEAD
+        + f"""
+results = queue.Queue()
+def work():
+    for number in range({puts}):
+        results.put(number)
+    raise SystemExit
+run(work)
+{take}
+"""
+    ).only
+
+    assert (found["kind"], found["confidence"]) == ("stall", "proven")
+    assert [actor["name"] for actor in found["actors"]] == ["MainThread"]
+
+
+def test_a_main_thread_at_a_queue_that_was_used_is_stuck_though_its_workers_are_idle(runner: Any) -> None:
+    found = runner.hangs(
+        HEAD
+        + """
+jobs, results = queue.Queue(), queue.Queue()
+def work():
+    while True:
+        job = jobs.get()
+        if job:
+            results.put(job)
+threading.Thread(target=work, name="work", daemon=True).start()
+for job in (1, 0):
+    jobs.put(job)
+for _ in range(2):
+    results.get()
+"""
+    ).only
+
+    assert (found["kind"], found["confidence"]) == ("stall", "proven")
+    assert "MainThread" in {actor["name"] for actor in found["actors"] if actor["role"] == "member"}
