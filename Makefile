@@ -8,8 +8,9 @@
 #     make matrix        unit, contract and acceptance tests on the other interpreters
 #     make sanitize      the C core under ASan, UBSan and TSan, failed allocations, leaks (minutes)
 #     make coverage      branch coverage of the agent
+#     make bench         all benchmarks, beside their goals: benchmarks/RESULTS.md (a quiet machine)
 #
-# PYTHON=/path/to/python chooses the interpreter of .venv; PYTHONS="python3.10 python3.13" those of the matrix.
+# PYTHON=/path/to/python chooses the interpreter of .venv; PYTHONS="python3.10 python3.13" those of the matrix and of bench.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -74,18 +75,14 @@ coverage:
 	COVERAGE_FILE=build/.coverage $(BIN)/pytest -q -n $(WORKERS) -m 'not server' --cov --cov-report=term-missing $(PYTEST_ARGS) $(ALL)
 	COVERAGE_FILE=build/.coverage $(BIN)/coverage report --include=$(PURE) --fail-under=100
 
-BENCH_VENV ?= build/bench-venv
-BENCH_PYTHONS ?= $(BENCH_VENV)/bin/python
+# By hand and at night, on a quiet machine, on each interpreter of PYTHONS; benchmarks/README.md has the commands.
 BENCH_ARGS ?=
 
-# By hand and at night, on a quiet machine.  The C core is built anew: an editable install does not notice changed C files.
 bench:
-	@.ci/venv $(BENCH_VENV) -e . pyperf
-	@$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps -e .
-	$(BENCH_VENV)/bin/python benchmarks/run.py --python $(BENCH_PYTHONS) $(BENCH_ARGS)
+	@PYTHONS='$(PYTHONS)' .ci/bench $(BENCH_ARGS)
 
-bench-check: bench
-	$(BENCH_VENV)/bin/python benchmarks/run.py --check --python $(BENCH_PYTHONS)
+bench-check:
+	@PYTHONS='$(PYTHONS)' .ci/bench --check $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV) .venv-*

@@ -5,14 +5,18 @@
     python benchmarks/run.py --python PY [PY ...]  other interpreters; concagent must be importable in each
     python benchmarks/run.py --only locks sync     these benchmarks; the others keep the figures they have
     python benchmarks/run.py --again               measure again what was missed or noisy, and count all measurements
-    python benchmarks/run.py --check               judge by budgets.toml what is there (measure first what is not)
+    python benchmarks/run.py --check               judge by budgets.toml, too; with --render only judge what is kept
 
-All figures are kept in ``build/bench/results.json``, so a run can be continued; ``RESULTS.md`` and ``results.svg`` are
-written from there.  A figure measured in several processes is the median of theirs.  ``--again`` adds to the figures and
+    python benchmarks/run.py --merge FILE ...      take in what other runs kept: another checkout, another root file system
+    python benchmarks/run.py --render              measure nothing; write anew from what is kept
+
+All figures are kept in ``benchmarks/results.json``, beside ``RESULTS.md`` and ``results.svg``, which are written from there
+after each benchmark.  So a run can be broken off and continued, and what one interpreter measures leaves the figures of all
+others as they are.  A figure measured in several processes is the median of theirs.  ``--again`` adds to the figures and
 never replaces them: who measures until the result pleases has measured nothing.
 
-Exit status of ``--check``: 1 if a row is missed by more than its slack, else 0.  A row that could not be measured is named
-and fails nothing.
+A benchmark that fails is told, keeps the figures that it had, and lets the others run.  Exit status: 2 if one failed; with
+``--check`` 1 if a row is missed by more than its slack; else 0.  A row that could not be measured is named and fails nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Final
 
 import _harness
@@ -42,6 +46,7 @@ OWN: Final = ("locks", "sync", "queue", "contention", "threads", "memory", "scal
 SEVERAL: Final = ("locks", "sync", "queue", "contention", "threads")  # in several processes
 PROCESSES: Final = 3
 PATIENCE_SECONDS: Final = 900
+KEPT: Final = os.path.join(HERE, "results.json")
 
 Results = dict[str, Any]  # interpreter -> {"python": facts, "rows": {row -> {"values": [...], last row ...}}, ...}
 
@@ -101,14 +106,15 @@ def run_bench(python: str, bench: str, quick: bool, label: str) -> tuple[list[di
     return document["rows"], document["skipped"]
 
 
-def take_in(results: Results, label: str, rows: list[dict[str, Any]], *, afresh: bool) -> None:
+def take_in(results: Results, label: str, rows: list[dict[str, Any]], *, afresh: bool, commit: str) -> None:
     """Add rows to what is there, or put them in its place."""
+    now = {"measured": datetime.now().isoformat(timespec="minutes"), "load": os.getloadavg()[0], "commit": commit}
     kept = results[label]["rows"]
     for row in rows:
         old = kept.get(row["row"])
         samples = [] if afresh or old is None else old["samples"]
         samples = [*samples, {key: row[key] for key in ("value", "stock", "ours", "control", "noisy")}]
-        kept[row["row"]] = {**row, "samples": samples, **middle(samples), "measured": date.today().isoformat()}
+        kept[row["row"]] = {**row, "samples": samples, **middle(samples), **now}
 
 
 def middle(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,14 +128,15 @@ def middle(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def measure(options: argparse.Namespace, results: Results, budgets: list[dict[str, Any]]) -> None:
-    """Run what was asked for; keep the figures after each benchmark."""
+def measure(options: argparse.Namespace, results: Results, budgets: list[dict[str, Any]]) -> int:
+    """Run what was asked for; keep the figures after each benchmark.  Return how many benchmarks failed."""
     os.makedirs(WORK, exist_ok=True)
+    failed, commit = 0, checked_out()
     for python in options.python or [sys.executable]:
         facts = facts_of(python)
         label = label_of(facts)
         entry = results.setdefault(label, {"rows": {}, "skipped": {}})
-        entry["python"] = facts
+        entry["python"] = {**facts, "machine": _harness.machine_facts()}
         benches = options.only or [*OWN, *ADAPTERS]
         if options.again:
             doubtful = {b["bench"] for b in budgets if is_doubtful(b, entry)}
@@ -137,31 +144,80 @@ def measure(options: argparse.Namespace, results: Results, budgets: list[dict[st
         for bench in benches:
             count = options.processes or (1 if options.quick or bench not in SEVERAL else PROCESSES)
             started = time.monotonic()
-            for number in range(count):
-                rows, skipped = run_bench(python, bench, options.quick, label)
-                take_in(results, label, rows, afresh=number == 0 and not options.again)
-                entry["skipped"][bench] = skipped
-            save(results)
+            told = ""
+            try:
+                for number in range(count):
+                    rows, skipped = run_bench(python, bench, options.quick, label)
+                    take_in(results, label, rows, afresh=number == 0 and not options.again, commit=commit)
+                    entry["skipped"][bench] = skipped
+            except (SystemExit, subprocess.TimeoutExpired, OSError) as error:
+                failed += 1
+                told = f", FAILED: {str(error).strip().splitlines()[-1][-300:]}"
+                entry["skipped"][bench] = [f"bench_{bench}.py failed on {date.today().isoformat()}{told[8:]}"]
             load = os.getloadavg()[0]
-            print(f"{label:<12} {bench:<14} {time.monotonic() - started:5.0f} s, load {load:.1f}", flush=True)
+            write(results, budgets)
+            print(f"{label:<12} {bench:<14} {time.monotonic() - started:5.0f} s, load {load:.1f}{told}", flush=True)
+    return failed
 
 
-def load_results() -> Results:
+def checked_out() -> str:
+    """Return the commit that is measured, with a + where files differ from it; empty where git cannot tell."""
+    git = ["git", "-C", ROOT, "-c", f"safe.directory={ROOT}"]
+    names = ["describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run([*git, *names], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def load_results(path: str = KEPT) -> Results:
     """Return the kept figures."""
     try:
-        with open(os.path.join(WORK, "results.json"), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             results: Results = json.load(file)
             return results
     except FileNotFoundError:
         return {}
 
 
-def save(results: Results) -> None:
-    """Keep the figures."""
-    path = os.path.join(WORK, "results.json")
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=1)
-    os.replace(path + ".new", path)
+def merge(results: Results, other: Results) -> None:
+    """Take in what another run kept, as far as it is newer than what is here: it may have begun with our older figures."""
+    for label, entry in other.items():
+        kept = results.setdefault(label, {"rows": {}, "skipped": {}})
+        newer = {
+            name: row
+            for name, row in entry["rows"].items()
+            if name not in kept["rows"] or row["measured"] > kept["rows"][name]["measured"]
+        }
+        if newer:
+            kept["python"] = entry["python"]
+            kept["rows"].update(newer)
+            kept["skipped"].update(entry["skipped"])
+
+
+def as_lines(results: Results) -> str:
+    """Return the figures as JSON with one line for each row, so that a new figure is one changed line."""
+    texts = []
+    for label, entry in results.items():
+        rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in entry["rows"].items()]
+        texts.append(
+            f'{json.dumps(label)}: {{"python": {json.dumps(entry["python"])},\n'
+            f'"skipped": {json.dumps(entry["skipped"])},\n"rows": {{\n' + ",\n".join(rows) + "}}"
+        )
+    return "{\n" + ",\n".join(texts) + "\n}\n"
+
+
+def write(results: Results, budgets: list[dict[str, Any]]) -> None:
+    """Keep the figures, and write the tables and the plot."""
+    texts = {
+        KEPT: as_lines(results),
+        os.path.join(HERE, "RESULTS.md"): render(results, budgets),
+        os.path.join(HERE, "results.svg"): render_svg(results, budgets),
+    }
+    for path, text in texts.items():
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(path + ".new", path)
 
 
 # ------------------------------------------------------------ judging
@@ -253,18 +309,15 @@ def version_key(label: str) -> list[int]:
 def render(results: Results, budgets: list[dict[str, Any]]) -> str:
     """Return ``RESULTS.md``."""
     labels = sorted(results, key=version_key)
-    facts = _harness.machine_facts()
     lines = [
         "# What concagent costs",
         "",
-        f"Written by `python benchmarks/run.py` on {date.today().isoformat()}. Do not edit.",
+        "Written by `python benchmarks/run.py` from `results.json`. Do not edit.",
         "",
         "Figures without a unit are ratios: ours to the unpatched primitive, both measured in turn in one process, so what",
         "else the machine does falls out (`_harness.py` argues the method). Less is better, but for rows with a goal of *at",
         "least*. **missed**: by more than the row's slack (`budgets.toml`); (near): missed within the slack; `~`: the control,",
         "the original measured against itself, was more than 5 % off; `/x`: the goal on that version; `-`: not measured.",
-        "",
-        "Machine: " + "; ".join(f"{key} {value}" for key, value in facts.items()) + ".",
         "",
         "![ratios](results.svg)",
         "",
@@ -297,13 +350,27 @@ def render_missing(results: Results, labels: list[str]) -> list[str]:
     return ["Not measured:", "", *told, ""] if told else []
 
 
+def circumstances(entry: dict[str, Any]) -> str:
+    """Return when, where and of what the figures of an interpreter were taken."""
+    rows = entry["rows"].values()
+    days = sorted({row["measured"][:10] for row in rows})
+    commits = list(dict.fromkeys(row["commit"] for row in rows if row.get("commit")))
+    loads = [row["load"] for row in rows if "load" in row]
+    told = [f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}"] if days else []
+    told += [f"commit {', '.join(commits)}"] if commits else []
+    told += [f"{key} {value}" for key, value in entry["python"].get("machine", {}).items()]
+    told += [f"load {min(loads):.1f} to {max(loads):.1f}, our own included"] if loads else []
+    return "; ".join(told) + "." if told else ""
+
+
 def render_interpreter(label: str, entry: dict[str, Any]) -> list[str]:
     """Return all figures of one interpreter."""
     facts = entry["python"]
     lines = [
         f"## CPython {label}",
         "",
-        f"Core: {facts['core']}; built by {facts['compiler']}{', profile-guided' if facts['optimised'] else ''}.",
+        f"Core: {facts['core']}; built by {facts['compiler']}{', profile-guided' if facts['optimised'] else ''}. "
+        + circumstances(entry),
         "",
         "| row | figure | stock | ours | control | processes | note |",
         "|---|---|---|---|---|---|---|",
@@ -403,21 +470,24 @@ def main() -> int:
     parser.add_argument("--processes", type=int, metavar="N", help="fresh processes for each benchmark")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--render", action="store_true", help="measure nothing; write from the kept figures")
+    parser.add_argument("--render", action="store_true", help="measure nothing; write anew")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="results.json of other runs")
     options = parser.parse_args()
     results, budgets = load_results(), read_budgets()
-    labels = [label_of(facts_of(python)) for python in options.python or [sys.executable]]
-    known = all(label in results for label in labels)
-    if not options.render and not (options.check and known and not (options.only or options.again)):
-        measure(options, results, budgets)
-    with open(os.path.join(HERE, "RESULTS.md"), "w", encoding="utf-8") as file:
-        file.write(render(results, budgets))
-    with open(os.path.join(HERE, "results.svg"), "w", encoding="utf-8") as file:
-        file.write(render_svg(results, budgets))
-    if options.check:
-        return check(results, [label for label in labels if label in results], budgets)
-    print("written: benchmarks/RESULTS.md, benchmarks/results.svg")
-    return 0
+    for path in options.merge or []:
+        if not os.path.exists(path):
+            raise SystemExit(f"there is no {path}")
+        merge(results, load_results(path))
+    failed = 0
+    labels = sorted(results, key=version_key)
+    if not (options.render or options.merge):
+        labels = [label_of(facts_of(python)) for python in options.python or [sys.executable]]
+        failed = measure(options, results, budgets)
+    write(results, budgets)
+    status = check(results, labels, budgets) if options.check else 0
+    if not options.check:
+        print("written: benchmarks/results.json, benchmarks/RESULTS.md, benchmarks/results.svg")
+    return 2 if failed else status
 
 
 if __name__ == "__main__":
