@@ -4,9 +4,9 @@
  * than the function.  So the hooks are callables of our own here.  `wait` publishes, calls the original and takes the
  * wait back with no Python code in between, so there is no moment at which a signal could leave a wait behind.
  * `acquire` and `release` are a shortcut: with the GIL held and the semaphore's inner lock free nobody is inside, so
- * "is there a permit? take it; note who has it" is one step without the lock.  Everything else (nothing left,
- * arguments, somebody waits, a derived class, the first use) is left to the Python hook, which decides what a permit's
- * holder is; see hooks/sync.py.
+ * "is there a permit? take it; note who has it" is one step without the lock.  Where nothing is left or somebody waits
+ * they call the original and note the permit afterwards.  Everything else (arguments, a derived class, the first use)
+ * is left to the Python hook, which decides what a permit's holder is; see hooks/sync.py.
  *
  * Nothing runs while a shortcut looks: attributes are read from the instances of exactly the library's classes, a
  * number and a dictionary keyed by records run no code, and integers are no business of the garbage collector.
@@ -17,7 +17,8 @@
 
 typedef struct {
     PyObject_HEAD vectorcallfunc call;
-    PyObject *function; /* owned: `wait`: the original; else the hook, for what is no case for the shortcut */
+    PyObject *function; /* owned: the hook, for what is no case for the shortcut; of `wait` the original, too */
+    PyObject *original; /* owned */
     PyObject *dict;     /* owned or NULL: what a wrapper says of what it wraps */
     PyObject *weakrefs;
 } SyncMethod;
@@ -192,7 +193,7 @@ wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *na
     Py_INCREF(record);
     PyObject *cell = publish(record, args[0], has_timeout(args, count, names));
     if (is_programs_error() == 0) {
-        result = PyObject_Vectorcall(self->function, args, nargsf, names);
+        result = PyObject_Vectorcall(self->original, args, nargsf, names);
     }
     if (result == Py_True && cell != NULL && record->waker != NULL) {
         Record *waker = (Record *)Py_NewRef((PyObject *)record->waker);
@@ -229,29 +230,46 @@ peek(PyObject *object, PyObject *name)
     return is_kept ? value : NULL;
 }
 
-/* A semaphore that nobody is inside of, as its methods would find it. */
+/* Who has permits of a semaphore; all is borrowed. */
 typedef struct {
-    long value;
-    PyObject *cond; /* borrowed, and the others, too */
     PyObject *cell;
     PyObject *holders; /* dict: record -> number of permits */
     long permits;      /* of the calling thread */
+} Permits;
+
+/* A semaphore that nobody is inside of, as its methods would find it. */
+typedef struct {
+    long value;
+    PyObject *cond; /* borrowed */
 } Quiet;
 
-/* Look at a semaphore; 0: it is no case for the shortcut. */
+/* Look who has permits; 0: nothing is known yet, or is not to be. */
 static int
-look(PyObject *semaphore, Quiet *found)
+find_permits(PyObject *semaphore, Permits *found)
 {
-    PyObject *lock, *number;
     if (!core.recording || tls_record == NULL || tls_record->agent || (found->cell = peek(semaphore, s_cell)) == NULL ||
-        (found->holders = peek(found->cell, s_holders)) == NULL || !PyDict_CheckExact(found->holders) ||
-        (found->cond = peek(semaphore, s_cond)) == NULL || Py_TYPE(found->cond) != lib.condition ||
-        (lock = peek(found->cond, s_lock)) == NULL || Py_TYPE(lock) != LockType || ((Lock *)lock)->locked != FREE ||
-        (number = peek(semaphore, s_value)) == NULL || !PyLong_CheckExact(number)) {
+        (found->holders = peek(found->cell, s_holders)) == NULL || !PyDict_CheckExact(found->holders)) {
         return 0;
     }
     PyObject *permits = PyDict_GetItemWithError(found->holders, (PyObject *)tls_record);
     found->permits = permits == NULL ? 0 : PyLong_AsLong(permits);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return 1;
+}
+
+/* Look at a semaphore; 0: somebody is inside. */
+static int
+is_quiet(PyObject *semaphore, Quiet *found)
+{
+    PyObject *lock, *number;
+    if ((found->cond = peek(semaphore, s_cond)) == NULL || Py_TYPE(found->cond) != lib.condition ||
+        (lock = peek(found->cond, s_lock)) == NULL || Py_TYPE(lock) != LockType || ((Lock *)lock)->locked != FREE ||
+        (number = peek(semaphore, s_value)) == NULL || !PyLong_CheckExact(number)) {
+        return 0;
+    }
     int overflow;
     found->value = PyLong_AsLongAndOverflow(number, &overflow);
     if (overflow || PyErr_Occurred()) {
@@ -261,16 +279,10 @@ look(PyObject *semaphore, Quiet *found)
     return 1;
 }
 
-/* Set the semaphore's value and note how many permits the thread has now; -1: nothing was done. */
-static int
-settle(PyObject *semaphore, Quiet *found, long value, long permits)
+/* Note how many permits the thread has now. */
+static void
+note_permits(Permits *found, long permits)
 {
-    PyObject *number = PyLong_FromLong(value);
-    int result = number == NULL ? -1 : PyObject_GenericSetAttr(semaphore, s_value, number);
-    Py_XDECREF(number);
-    if (result < 0) {
-        return -1;
-    }
     PyObject *count = permits > 0 ? PyLong_FromLong(permits) : NULL;
     if (count != NULL) {
         PyDict_SetItem(found->holders, (PyObject *)tls_record, count);
@@ -279,57 +291,83 @@ settle(PyObject *semaphore, Quiet *found, long value, long permits)
     else if (found->permits > 0) {
         PyDict_DelItem(found->holders, (PyObject *)tls_record);
     }
+    if (permits < 0) { /* given back by a thread that took none */
+        PyObject_GenericSetAttr(found->cell, s_foreign, Py_True);
+    }
     PyErr_Clear(); /* the semaphore is right, whatever we know of it */
-    return 0;
+}
+
+/* Set the semaphore's value; -1: nothing was done. */
+static int
+set_value(PyObject *semaphore, long value)
+{
+    PyObject *number = PyLong_FromLong(value);
+    int result = number == NULL ? -1 : PyObject_GenericSetAttr(semaphore, s_value, number);
+    Py_XDECREF(number);
+    return result;
 }
 
 static PyObject *
 acquire_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
+    SyncMethod *self = (SyncMethod *)callable;
+    Permits mine;
     Quiet found;
-    if (PyVectorcall_NARGS(nargsf) == 1 && names == NULL &&
-        (Py_TYPE(args[0]) == lib.semaphore || Py_TYPE(args[0]) == lib.bounded) && look(args[0], &found) &&
-        found.value > 0) {
-        return settle(args[0], &found, found.value - 1, found.permits + 1) < 0 ? NULL : Py_NewRef(Py_True);
+    Py_ssize_t count = PyVectorcall_NARGS(nargsf);
+    if (count == 0 || (Py_TYPE(args[0]) != lib.semaphore && Py_TYPE(args[0]) != lib.bounded) ||
+        !find_permits(args[0], &mine)) {
+        return PyObject_Vectorcall(self->function, args, nargsf, names);
     }
-    return PyObject_Vectorcall(((SyncMethod *)callable)->function, args, nargsf, names);
-}
-
-/* Give one permit back, if nobody waits for it: NULL without an exception where that is not so. */
-static PyObject *
-give_back(PyObject *semaphore, PyTypeObject *type)
-{
-    Quiet found;
-    PyObject *waiters, *initial;
-    if (Py_TYPE(semaphore) != type || !look(semaphore, &found) || (waiters = peek(found.cond, s_waiters)) == NULL ||
-        PyObject_Size(waiters) != 0 || found.value == LONG_MAX) {
-        PyErr_Clear();
-        return NULL;
-    }
-    if (type == lib.bounded) {
-        int overflow;
-        initial = peek(semaphore, s_initial);
-        if (initial == NULL || !PyLong_CheckExact(initial) ||
-            found.value >= PyLong_AsLongAndOverflow(initial, &overflow)) {
+    if (count == 1 && names == NULL && is_quiet(args[0], &found) && found.value > 0) {
+        if (set_value(args[0], found.value - 1) < 0) {
             return NULL;
         }
+        note_permits(&mine, mine.permits + 1);
+        Py_RETURN_TRUE;
     }
-    if (found.permits <= 0 && peek(found.cell, s_foreign) != Py_True) {
-        return NULL; /* given back by a thread that took none: for the hook to note */
+    PyObject *got = PyObject_Vectorcall(self->original, args, nargsf, names);
+    if (got == Py_True && find_permits(args[0], &mine)) {
+        note_permits(&mine, mine.permits + 1);
     }
-    return settle(semaphore, &found, found.value + 1, found.permits - 1) < 0 ? NULL : Py_NewRef(Py_None);
+    return got;
+}
+
+/* Return whether a permit can be given back to a bounded semaphore with this value. */
+static int
+has_room(PyObject *semaphore, long value)
+{
+    int overflow;
+    PyObject *initial = peek(semaphore, s_initial);
+    return initial != NULL && PyLong_CheckExact(initial) && value < PyLong_AsLongAndOverflow(initial, &overflow);
 }
 
 static PyObject *
 release_of(PyTypeObject *type, PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
-    if (PyVectorcall_NARGS(nargsf) == 1 && names == NULL) {
-        PyObject *done = give_back(args[0], type);
-        if (done != NULL || PyErr_Occurred()) {
-            return done;
-        }
+    SyncMethod *self = (SyncMethod *)callable;
+    PyObject *waiters;
+    Permits mine;
+    Quiet found;
+    if (PyVectorcall_NARGS(nargsf) != 1 || names != NULL || Py_TYPE(args[0]) != type || !find_permits(args[0], &mine)) {
+        return PyObject_Vectorcall(self->function, args, nargsf, names);
     }
-    return PyObject_Vectorcall(((SyncMethod *)callable)->function, args, nargsf, names);
+    if (is_quiet(args[0], &found) && found.value != LONG_MAX && (waiters = peek(found.cond, s_waiters)) != NULL &&
+        PyObject_Size(waiters) == 0 && (type != lib.bounded || has_room(args[0], found.value))) {
+        if (set_value(args[0], found.value + 1) < 0) {
+            return NULL;
+        }
+        note_permits(&mine, mine.permits - 1);
+        Py_RETURN_NONE;
+    }
+    PyErr_Clear(); /* of a number of waiters that nobody can tell */
+    if (type == lib.bounded) {
+        return PyObject_Vectorcall(self->function, args, nargsf, names); /* the hook tells of one permit too many */
+    }
+    PyObject *done = PyObject_Vectorcall(self->original, args, nargsf, names);
+    if (done != NULL && find_permits(args[0], &mine)) {
+        note_permits(&mine, mine.permits - 1);
+    }
+    return done;
 }
 
 static PyObject *
@@ -464,6 +502,7 @@ SyncMethod_traverse(SyncMethod *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->function);
+    Py_VISIT(self->original);
     Py_VISIT(self->dict);
     return 0;
 }
@@ -471,7 +510,7 @@ SyncMethod_traverse(SyncMethod *self, visitproc visit, void *arg)
 static int
 SyncMethod_clear(SyncMethod *self)
 {
-    Py_CLEAR(self->dict); /* the function stays: there is no method without */
+    Py_CLEAR(self->dict); /* the functions stay: there is no method without */
     return 0;
 }
 
@@ -484,6 +523,7 @@ SyncMethod_dealloc(SyncMethod *self)
         PyObject_ClearWeakRefs((PyObject *)self);
     }
     Py_CLEAR(self->function);
+    Py_CLEAR(self->original);
     Py_CLEAR(self->dict);
     type->tp_free(self);
     Py_DECREF(type);
@@ -584,8 +624,8 @@ core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
         {"simple_get", simple_get_call},
     };
     const char *name;
-    PyObject *function;
-    if (!PyArg_ParseTuple(args, "sO:sync_method", &name, &function)) {
+    PyObject *function, *original;
+    if (!PyArg_ParseTuple(args, "sOO:sync_method", &name, &function, &original)) {
         return NULL;
     }
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
@@ -594,6 +634,7 @@ core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
             if (self != NULL) {
                 self->call = kinds[i].call;
                 self->function = Py_NewRef(function);
+                self->original = Py_NewRef(original);
             }
             return (PyObject *)self;
         }

@@ -141,13 +141,13 @@ def sync_method(name: str, hook: Any) -> Any:
 
     Args:
         name: ``wait``, ``acquire``, ``release`` or ``bounded_release``.  ``wait`` replaces the hook, the others call it for
-            whatever is not one permit of a plain semaphore with nobody in the way.
+            what is not a plain semaphore that was used before.
         hook: A function made by ``functools.wraps``: the result looks like what it wraps.
     """
     if NAME != "c":
         return hook
     original = hook.__wrapped__
-    method = implementation.sync_method(name, original if name == "wait" else hook)
+    method = implementation.sync_method(name, original if name == "wait" else hook, original)
     return functools.update_wrapper(method, original, _WRAPPED)
 
 

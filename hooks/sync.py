@@ -13,9 +13,9 @@ A semaphore's permits have holders, who are worth knowing: acquire and release a
 thread that took none marks the semaphore as a signal, whose holders say nothing.
 
 The functions below say what a wait and a permit are.  Where the C core runs, `core.sync_method` stands before them: ``wait``
-is done there whole, and ``acquire`` and ``release`` of one permit of a plain semaphore with nobody in the way (the cell is
-made, the inner lock is free, for a release: no waiter, and a permit of this thread or a cell that is ``foreign`` already)
-change ``holders`` and the semaphore's value there, and do not come here.
+is done there whole, and so are ``acquire`` and ``release`` of one permit of a plain semaphore that has a cell: with nobody in
+the way they change its value and ``holders``, else they call the original and then change ``holders``.  Here comes the first
+use, a release of several permits, and one to a bounded semaphore that somebody is inside of.
 
 Not seen   who signals without ever having woken anybody; that anybody alive might is what the detectors assume.
 """

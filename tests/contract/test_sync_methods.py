@@ -371,7 +371,7 @@ def test_methods_are_freed_with_what_they_hold(agent: Any) -> None:
     count = sys.getrefcount(hook)
 
     for _ in range(10):
-        core.implementation.sync_method("acquire", hook)
+        core.implementation.sync_method("acquire", hook, hook)
 
     assert sys.getrefcount(hook) == count
 
