@@ -170,6 +170,65 @@ def test_a_permit_is_noted_for_the_thread_that_took_it(agent: Any) -> None:
     assert dict(state.existing_cell(semaphore).holders) == {core.current_record(): 1}
 
 
+@pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
+def test_a_permit_that_was_waited_for_is_noted_like_any_other(agent: Any, kind: str) -> None:
+    semaphore = getattr(threading, kind)(1)
+    semaphore.acquire()  # the first use makes the cell, the next ones find it
+    holders = state.existing_cell(semaphore).holders
+    seen: list[Any] = []
+
+    def other() -> None:
+        semaphore.acquire()
+        seen.append((core.current_record(), dict(holders)))
+        semaphore.release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    while not semaphore._cond._waiters:
+        time.sleep(0.001)
+    semaphore.release()
+    thread.join()
+
+    [(record, then)] = seen
+    assert then == {record: 1}
+    assert holders == {}
+    assert not state.existing_cell(semaphore).foreign
+    assert semaphore._value == 1
+
+
+def test_a_permit_given_to_a_waiter_by_a_thread_that_took_none_marks_a_signal(agent: Any) -> None:
+    semaphore = threading.Semaphore(1)
+    semaphore.acquire()
+    holders = state.existing_cell(semaphore).holders
+    thread = threading.Thread(target=semaphore.acquire)
+    thread.start()
+    while not semaphore._cond._waiters:
+        time.sleep(0.001)
+    before = state.existing_cell(semaphore).foreign
+
+    giver = threading.Thread(target=semaphore.release)
+    giver.start()
+    giver.join()
+    thread.join()
+
+    assert not before
+    assert state.existing_cell(semaphore).foreign
+    assert holders[core.current_record()] == 1
+
+
+@pytest.mark.parametrize("arguments", [(False,), (True, 0.01), (False, None)])
+def test_an_acquire_that_gave_up_has_no_permit(agent: Any, arguments: tuple[Any, ...]) -> None:
+    semaphore = threading.Semaphore(1)
+    semaphore.acquire()
+
+    assert not semaphore.acquire(*arguments)
+
+    assert state.existing_cell(semaphore).holders == {core.current_record(): 1}
+    with pytest.raises(ValueError, match="timeout"):
+        semaphore.acquire(False, 1)
+    assert state.existing_cell(semaphore).holders == {core.current_record(): 1}
+
+
 def test_a_semaphore_used_as_a_signal_says_so_once_and_goes_on(agent: Any) -> None:
     semaphore = threading.Semaphore(0)
 
