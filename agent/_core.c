@@ -463,6 +463,9 @@ static PyMethodDef core_methods[] = {
     {"replace_method", core_replace_method, METH_VARARGS,
      "Put a method into an immutable type; return the former one."},
     {"sync_method", core_sync_method, METH_VARARGS, "Return a replacement for a method of a condition or semaphore."},
+    {"hasten_semlock", core_hasten_semlock, METH_VARARGS,
+     "Put fast methods into the type in the place of SemLock; False where they do not fit."},
+    {"share", core_share, METH_VARARGS, "Say where the board is, None for nowhere new, and when this process started."},
     {"start", (PyCFunction)(void (*)(void))core_start, METH_VARARGS | METH_KEYWORDS, "Begin to record."},
     {"stop", core_stop, METH_NOARGS, "Stop recording; locks that exist go on as plain locks."},
     {"is_recording", core_is_recording, METH_NOARGS, "Return whether acquisitions are recorded."},
@@ -572,7 +575,7 @@ make_types(PyObject *module)
     WaitType = make_type(module, &Wait_spec);
     ThreadEndType = make_type(module, &ThreadEnd_spec);
     if (!LockMetaType || !LockType || !RLockType || !CellType || !ClassType || !RecordType || !WaitType ||
-        !ThreadEndType || Waiter_init(module) < 0) {
+        !ThreadEndType || Waiter_init(module) < 0 || SemLock_init(module) < 0) {
         return -1;
     }
     /* PyType_FromMetaclass is 3.12; the metatype adds one method and no field, so the exchange is safe. */
@@ -630,7 +633,8 @@ core_exec(PyObject *module)
         PyModule_AddObjectRef(module, "LockCell", (PyObject *)CellType) < 0 ||
         PyModule_AddObjectRef(module, "LockClass", (PyObject *)ClassType) < 0 ||
         PyModule_AddObjectRef(module, "ThreadRecord", (PyObject *)RecordType) < 0 ||
-        PyModule_AddObjectRef(module, "Wait", (PyObject *)WaitType) < 0) {
+        PyModule_AddObjectRef(module, "Wait", (PyObject *)WaitType) < 0 ||
+        PyModule_AddObjectRef(module, "SharedCell", (PyObject *)SharedCellType) < 0) {
         return -1;
     }
     return 0;

@@ -218,6 +218,7 @@ extern Core core;
 extern FAST_TLS _Thread_local Record *tls_record;
 
 extern PyTypeObject *LockType, *RLockType, *CellType, *ClassType, *RecordType, *WaitType, *ThreadEndType;
+extern PyTypeObject *SharedCellType;
 
 /* _core_record.c */
 Record *Record_new(void); /* borrowed result */
@@ -301,6 +302,11 @@ typedef struct {
 /* _core_waiter.c */
 PyObject *core_waiter_lock(PyObject *module, PyObject *none);
 int Waiter_init(PyObject *module);
+
+/* _core_semlock.c */
+PyObject *core_hasten_semlock(PyObject *module, PyObject *args);
+PyObject *core_share(PyObject *module, PyObject *args);
+int SemLock_init(PyObject *module);
 
 /* _core_reach.c */
 PyObject *core_reach_look(PyObject *module, PyObject *args);

@@ -51,6 +51,11 @@ class LockCell:
     hold: Final[Any]
     def hold_seen_by(self, wait: Any, /) -> Any: ...
 
+class SharedCell:
+    key: int
+    place: int
+    hold: Any
+
 @final
 class ThreadRecord:
     serial: Final[int]
@@ -92,6 +97,17 @@ def configure_sync(
 def configure_simple_get(original: Any, empty: type[Exception], /) -> None: ...
 def replace_method(cls: type, name: str, method: Any, /) -> Any: ...
 def sync_method(name: str, function: Callable[..., Any], original: Callable[..., Any], /) -> Any: ...
+def hasten_semlock(
+    cls: type,
+    original: type,
+    cell_type: type,
+    wait: Callable[[Any, Any, Any], bool],
+    drop: Callable[[Any], None],
+    resolve: Callable[[CodeType, int, bool], int],
+    moved: Callable[[Any], None],
+    /,
+) -> bool: ...
+def share(words: memoryview | None, start: int, /) -> None: ...
 def start(listener: Listener, *, class_limit: int = 8191) -> None: ...
 def stop() -> None: ...
 def is_recording() -> bool: ...

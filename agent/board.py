@@ -7,6 +7,11 @@ A *lock cell* belongs to one shared lock and is written by whoever holds the loc
 It is written after the lock was taken and cleared before it is given back; so it may lack a holder for a moment, it never has
 a stale one while the holder lives.  Who is killed leaves his cell as it was: that is the orphan, with its site.  The word
 that says *who* is a single store, the last one of an acquisition and the first one of a release, so what is torn has no holder.
+A release leaves in it who it was, marked; and who finds a lock free says that he tries to take it: these are asked about a
+lock that is taken and has no holder.
+
+Cells are as many as locks are in use.  When all are given out, one that was not used for a minute, and is not held, is given to
+another lock; it has another key then.  Who finds another key in his cell asks for a new one.
 
 A *slot* belongs to one process and is written by it alone: a counter (odd while it writes), and what it has to say, with a
 checksum.  A reader copies and compares the counter, and needs no lock.  A process may die at any instruction; what is half
@@ -17,10 +22,10 @@ then the newcomer goes without (its lock has no cell: nobody claims to know who 
 
 Assumes    Linux: ``/proc/PID/stat`` has a process's start time, and ``CLOCK_MONOTONIC`` is the same for all.  The processes
            are of one PID name space; a process of another one does not use the board.
-Limits     cells and sites are never used again, nobody knows whether somebody still has one: after ``LOCKS`` locks no more are
-           told.  Slots of the dead are used again.
-Cost       5 MB in a file that a program with shared locks makes once, reserved: a page that is missing later is a signal,
-           SIGBUS.  An acquisition is five stores, a release is one.
+Limits     more than ``LOCKS`` locks in use within a minute have no cells.  Sites are never used again: they are lines of the
+           program, not locks.  Slots of the dead are used again.
+Cost       6 MB in a file that a program with shared locks makes once, reserved: a page that is missing later is a signal,
+           SIGBUS.  An acquisition is six stores, a release is one.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC: Final = int.from_bytes(b"concagnt", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 PREFIX: Final = "concagent-board-"
 VARIABLE: Final = "_CONCAGENT_BOARD"
 
@@ -52,17 +57,24 @@ _SLOT_BYTES: Final = 8192
 _SLOT_HEAD: Final = struct.Struct("<QQQII")  # counter, pid, start, length, checksum
 PAYLOAD_LIMIT: Final = _SLOT_BYTES - _SLOT_HEAD.size
 
-_LOCKS_AT: Final = _PAGE
+_KEYS_AT: Final = _PAGE  # of the lock cells, once more: to be found in one go
+_LOCKS_AT: Final = _KEYS_AT + LOCKS * 8
 _SITES_AT: Final = _LOCKS_AT + LOCKS * _LOCK_BYTES
 _SLOTS_AT: Final = _SITES_AT + SITES * _SITE_BYTES
 _SIZE: Final = _SLOTS_AT + SLOTS * _SLOT_BYTES
 
 # Words of the header.
-_H_MAGIC, _H_VERSION, _H_SPACE, _H_LOCKS, _H_SITES, _H_ASKED = range(6)
-# Words of a lock cell.
-_KEY, _WHO, _START, _WHERE, _SINCE, _GENERATION, _SIGNAL, _TOLD = range(8)
-_TID_BITS: Final = 32
+_H_MAGIC, _H_VERSION, _H_SPACE, _H_LOCKS, _H_SITES, _H_ASKED, _H_HAND = range(7)
+# Words of a lock cell: one line of the processor's cache.
+_KEY, _WHO, _START, _WHERE, _SINCE, _TRYING, _SIGNAL, _TOLD = range(8)
 _LOW: Final = (1 << 32) - 1
+# The word that says who: freed (1 bit), number of the hold (19), process (22), thread (22: Linux has no larger ids).
+_ID_BITS: Final = 22
+_ID: Final = (1 << _ID_BITS) - 1
+_ONE_HOLD: Final = 1 << 2 * _ID_BITS
+_FREED: Final = 1 << 63
+UNUSED_NS: Final = 60_000_000_000  # after which a cell may be given to another lock
+_LOOKS: Final = 64  # at cells, when all are given out
 
 
 class Holder(NamedTuple):
@@ -161,7 +173,7 @@ class Board:
         self.path = path
         options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
         self._map = mmap.mmap(descriptor, _SIZE, **options)
-        self._words = memoryview(self._map).cast("Q")
+        self._words = self.words = memoryview(self._map).cast("Q")
         self._slot = 0
         self._slot_owner = (0, 0)
 
@@ -251,25 +263,71 @@ class Board:
 
     # ------------------------------------------------------------ locks
 
-    def claim_lock(self, key: int) -> int:
-        """Return a new cell for a lock that was just made, 0 if there is none; rare."""
+    def claim_lock(self, key: int, now_ns: int, *, fresh: bool = True) -> int:
+        """Return a cell for a new lock, or the one that it has if it is not ``fresh``; 0 if there is none; rare."""
         with self._claiming() as free:
-            number = self._words[_H_LOCKS]
-            if not free or number >= LOCKS:
+            if not free:
                 return 0
-            cell = (_LOCKS_AT + number * _LOCK_BYTES) // 8
-            self._words[cell + _KEY] = key
+            known = self.find_lock(key)
+            if known and not fresh:
+                return known
+            if known:  # of a lock that had the same name
+                self._give(known, 0, now_ns)
+            number = self._words[_H_LOCKS]
+            if number >= LOCKS:
+                return self._give(self._find_unused(now_ns), key, now_ns)
             self._words[_H_LOCKS] = number + 1
-            return cell
+            return self._give((_LOCKS_AT + number * _LOCK_BYTES) // 8, key, now_ns)
+
+    def _find_unused(self, now_ns: int) -> int:
+        """Return a cell whose lock is free and was not used for long, 0 if there is none among the next."""
+        words = self._words
+        for _ in range(_LOOKS):
+            number = words[_H_HAND] % LOCKS
+            words[_H_HAND] = number + 1
+            cell = (_LOCKS_AT + number * _LOCK_BYTES) // 8
+            who = words[cell + _WHO]
+            ended = who and not who & _FREED and not is_alive(who >> _ID_BITS & _ID, words[cell + _START])
+            if now_ns - words[cell + _SINCE] > (10 * UNUSED_NS if ended else UNUSED_NS) and (
+                not who or who & _FREED or ended
+            ):
+                return cell
+        return 0
+
+    def _give(self, cell: int, key: int, now_ns: int) -> int:
+        if cell:
+            words = self._words
+            words[cell + _KEY] = 0  # first: nobody writes into it from now on
+            words[cell + _WHO] |= _FREED
+            for word in (_TRYING, _SIGNAL, _TOLD):
+                words[cell + word] = 0
+            words[cell + _SINCE] = now_ns
+            words[(_KEYS_AT + (cell * 8 - _LOCKS_AT) // _LOCK_BYTES * 8) // 8] = key
+            words[cell + _KEY] = key
+        return cell
 
     def find_lock(self, key: int) -> int:
-        """Return the latest cell with this key, 0 if there is none."""
-        end = _LOCKS_AT + self._words[_H_LOCKS] * _LOCK_BYTES
+        """Return the cell with this key, 0 if there is none."""
+        end = _KEYS_AT + min(self._words[_H_LOCKS], LOCKS) * 8
         wanted = key.to_bytes(8, sys.byteorder)
-        at = self._map.rfind(wanted, _LOCKS_AT, end)
-        while at >= 0 and at % _LOCK_BYTES:
-            at = self._map.rfind(wanted, _LOCKS_AT, at + 7)
-        return at // 8 if at >= 0 else 0
+        at = self._map.find(wanted, _KEYS_AT, end)
+        while at >= 0 and at % 8:
+            at = self._map.find(wanted, at + 1, end)
+        return (_LOCKS_AT + (at - _KEYS_AT) // 8 * _LOCK_BYTES) // 8 if at >= 0 else 0
+
+    def is_full(self) -> bool:
+        """Return whether all cells were given out, so that only unused ones are left."""
+        return self._words[_H_LOCKS] >= LOCKS
+
+    def is_of(self, cell: int, key: int) -> bool:
+        """Return whether the cell still belongs to the lock with this key."""
+        return self._words[cell + _KEY] == key
+
+    def attempt(self, cell: int, pid: int, native_id: int) -> None:
+        """Note who is about to try to take a lock, if it seems to be free."""
+        who = self._words[cell + _WHO]
+        if not who or who & _FREED:
+            self._words[cell + _TRYING] = pid << _ID_BITS | native_id
 
     def take(self, cell: int, pid: int, start: int, native_id: int, where: int, since_ns: int) -> None:
         """Note the holder of a lock that was taken; ``where`` is (serial << 32 | site)."""
@@ -277,22 +335,23 @@ class Board:
         words[cell + _START] = start
         words[cell + _WHERE] = where
         words[cell + _SINCE] = since_ns
-        words[cell + _GENERATION] += 1
-        words[cell + _WHO] = pid << _TID_BITS | native_id
+        number = (words[cell + _WHO] + _ONE_HOLD) % _FREED // _ONE_HOLD
+        words[cell + _WHO] = number * _ONE_HOLD | pid << _ID_BITS | native_id
 
     def drop(self, cell: int) -> None:
         """Note that a lock is about to be given back."""
-        self._words[cell + _WHO] = 0
+        self._words[cell + _WHO] |= _FREED
 
     def holder(self, cell: int) -> Holder | None:
         """Return who holds a lock, None if nobody is known to; two readings must agree."""
         words = self._words
-        one = tuple(words[cell + _WHO : cell + _GENERATION + 1])
-        two = tuple(words[cell + _WHO : cell + _GENERATION + 1])
-        if one != two or not one[0]:
+        one = tuple(words[cell + _KEY : cell + _TRYING])
+        two = tuple(words[cell + _KEY : cell + _TRYING])
+        if one != two or not one[_WHO] or one[_WHO] & _FREED:
             return None
-        who, start, where, since_ns, generation = one
-        return Holder(who >> _TID_BITS, start, who & _LOW, where >> 32, where & _LOW, since_ns, generation)
+        _, who, start, where, since_ns = one
+        number = who >> 2 * _ID_BITS
+        return Holder(who >> _ID_BITS & _ID, start, who & _ID, where >> 32, where & _LOW, since_ns, number)
 
     def mark_signal(self, cell: int) -> None:
         """Note that a lock was given back by somebody who did not hold it: its holder says nothing from now on."""
@@ -302,11 +361,12 @@ class Board:
         """Return whether that ever happened."""
         return bool(self._words[cell + _SIGNAL])
 
-    def tell(self, cell: int, generation: int) -> bool:
-        """Note that this hold was told of; False if it had been."""
-        if self._words[cell + _TOLD] == generation:
+    def tell(self, cell: int) -> bool:
+        """Note that the present hold was told of; False if it had been."""
+        who = self._words[cell + _WHO]
+        if self._words[cell + _TOLD] == who:
             return False
-        self._words[cell + _TOLD] = generation
+        self._words[cell + _TOLD] = who
         return True
 
     # ------------------------------------------------------------ sites

@@ -104,6 +104,9 @@ order_dropped = implementation.order_dropped
 collect_gone = implementation.collect_gone
 after_fork_in_child = implementation.after_fork_in_child
 reset_for_tests = implementation.reset_for_tests
+SharedCell = implementation.SharedCell
+share = implementation.share
+hasten_semlock = implementation.hasten_semlock
 
 
 def start(listener: Listener, *, class_limit: int = 8191) -> None:

@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
-from concagent.board import VARIABLE, Board, Holder, clean, folders, parent_of, path_in, start_time
+from concagent.board import LOCKS, VARIABLE, Board, Holder, clean, folders, parent_of, path_in, start_time
 from concagent.discipline import discipline
 from concagent.model import CallSite
 from concagent.snapshots import call_site, is_own_code
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
+    from concagent._pycore import SharedCell
+else:
+    SharedCell = core.SharedCell
+
 _GENERATIONS: Final = 64  # of ancestors that are asked for a board
 _FORKERS: Final = frozenset({"multiprocessing.popen_fork", "multiprocessing.forkserver"})
 _FIRM: Final = frozenset({"owned", "finally", "later"})
@@ -35,6 +39,7 @@ _FIRM: Final = frozenset({"owned", "finally", "later"})
 _board: Board | None = None
 _made = False  # whether this very process made it
 _looked = False
+_full = False  # whether there were more locks than cells
 _me = (0, 0)
 # By the code's id, since to hash a code is slow; the code is kept so that its id stays its own.
 _sites: dict[tuple[int, int, bool], tuple[CodeType, int]] = {}
@@ -44,10 +49,10 @@ has_waits: Callable[[], bool] = lambda: False  # noqa: E731 - whether a thread w
 on_long_wait: Callable[[], None] = lambda: None  # noqa: E731 - called when a wait for a shared lock has become long
 
 
-class Cell:
-    """A shared lock or semaphore in this process."""
+class Cell(SharedCell):
+    """A shared lock or semaphore in this process; its key, its place and who holds it are the core's."""
 
-    __slots__ = ("code", "detail", "foreign", "hold", "key", "kind", "lasti", "name", "place", "reference", "serial")
+    __slots__ = ("code", "detail", "foreign", "kind", "lasti", "name", "reference", "serial")
 
     def __init__(self, kind: str, key: int, place: int, target: object, code: CodeType | None, lasti: int) -> None:
         """Describe the lock with this key.
@@ -67,7 +72,7 @@ class Cell:
         self.code = code
         self.lasti = lasti
         self.name: str | None = None
-        self.hold: tuple[Any, Any, int, bool] | None = None
+        self.hold = None
         self.foreign = False
         self.detail = None
         self.reference = _real.weak_reference(target)
@@ -80,35 +85,51 @@ class Cell:
         """Note that the calling thread has taken the lock, in this frame."""
         record = core.current_record()
         code, lasti = frame.f_code, frame.f_lasti
-        if self.place and _board is not None:
-            known = _sites.get((id(code), lasti, entered))
-            if known is None:
-                known = _sites[id(code), lasti, entered] = code, _claim_site(code, lasti, entered)
-            where = record.serial << 32 | known[1]
+        board = self._on_board()
+        if board is not None:
+            where = record.serial << 32 | site_number(code, lasti, entered)
             pid, start = _me
-            _board.take(self.place, pid, start, record.native_id, where, _real.monotonic_ns())
+            board.take(self.place, pid, start, record.native_id, where, _real.monotonic_ns())
         self.hold = (record, code, lasti, entered)
+
+    def attempt(self) -> None:
+        """Note that the calling thread is about to try to take the lock."""
+        if self.place and _board is not None:
+            if not _board.is_of(self.place, self.key):
+                self.find_place()
+            if self.place:
+                _board.attempt(self.place, _me[0], core.current_record().native_id)
+
+    def find_place(self) -> None:
+        """Find or claim a cell on the board: the one that it had was given to another lock."""
+        self.place = _board.claim_lock(self.key, _real.monotonic_ns(), fresh=False) if _board is not None else 0
+
+    def _on_board(self) -> Board | None:
+        return _board if self.place and _board is not None and _board.is_of(self.place, self.key) else None
 
     def drop(self) -> None:
         """Note that the lock is about to be given back; by somebody who does not hold it: that it is a signal."""
         hold, self.hold = self.hold, None
         mine = hold is not None and hold[0] is core.current_record()
-        if self.place and _board is not None:
-            if not mine and _board.holder(self.place) is not None:
+        board = self._on_board()
+        if board is not None:
+            if not mine and board.holder(self.place) is not None:
                 self.foreign = True
-                _board.mark_signal(self.place)
-            _board.drop(self.place)
+                board.mark_signal(self.place)
+            board.drop(self.place)
         elif not mine:
             self.foreign = True
 
     def holder(self) -> Holder | None:
         """Return who holds it, of all processes; None if nobody is known to, or it is used as a signal."""
-        if not self.place or _board is None or self.kind == "mp-semaphore":
+        board = self._on_board()
+        if board is None or self.kind == "mp-semaphore":
             return None
-        if _board.is_signal(self.place):
+        if board.is_signal(self.place):
             self.foreign = True
             return None
-        return _board.holder(self.place)
+        found = board.holder(self.place)
+        return found if board.is_of(self.place, self.key) else None
 
 
 def me() -> tuple[int, int]:
@@ -117,6 +138,7 @@ def me() -> tuple[int, int]:
     pid = os.getpid()
     if _me[0] != pid:
         _me = (pid, start_time(pid))
+        core.share(None, _me[1])
     return _me
 
 
@@ -142,6 +164,7 @@ def get_board() -> Board | None:
                 _board, _made = Board.make(*me()), True
                 os.environ[VARIABLE] = _board.path
             _board.publish(*me(), b"{}")  # so that others know that somebody uses it
+            core.share(_board.words, _me[1])
         except (OSError, ValueError, IndexError, ImportError) as error:
             state.count_error("board", error)
             state.post(state.CallEvent(_say_so))
@@ -173,6 +196,32 @@ def end() -> None:
         _board.remove()
         if os.environ.get(VARIABLE) == _board.path:
             del os.environ[VARIABLE]
+
+
+def site_number(code: CodeType, lasti: int, entered: bool) -> int:
+    """Return the number that a line has on the board, 0 for none."""
+    known = _sites.get((id(code), lasti, entered))
+    if known is None:
+        known = _sites[id(code), lasti, entered] = code, _claim_site(code, lasti, entered)
+    return known[1]
+
+
+def claim_place(key: int, *, fresh: bool) -> int:
+    """Return the place on the board of a lock; 0 where there is none, and that there are too many is said once."""
+    global _full
+    board = get_board()
+    place = board.claim_lock(key, _real.monotonic_ns(), fresh=fresh) if board is not None else 0
+    if board is not None and not place and not _full and board.is_full():
+        _full = True
+        state.post(state.CallEvent(_say_full))
+    return place
+
+
+def _say_full() -> None:
+    import logging
+
+    text = "more than %d locks that processes share are in use; the others are watched within each process only"
+    logging.getLogger("concagent").info(text, LOCKS)
 
 
 def _claim_site(code: CodeType, lasti: int, entered: bool) -> int:

@@ -194,7 +194,7 @@ class Union:
             del self._candidates[key]
             self._told.add(key)
             waiting = {joined.process_of[edge.actor] for edge in waits}
-            if self._speaks_for(waiting) and board.tell(joined.cells[resource], holder.generation & 0xFFFFFFFF):
+            if self._speaks_for(waiting) and board.tell(joined.cells[resource]):
                 members = [edge.actor for edge in waits if edge.actor in actors]
                 self._publish(crossing.orphan_finding(joined.picture, resource, members, holder.start, firm=firm))
 

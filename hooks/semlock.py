@@ -1,9 +1,11 @@
 """A type in the place of ``_multiprocessing.SemLock`` that knows who holds it, and waits for it in the open.
 
 It is derived from the original and calls it for everything that is done, so semantics, attributes, pickling (``_rebuild``),
-resource tracking and ``isinstance`` are those of the original.  A lock that is free is taken at once and its holder noted; who
-has to wait publishes that first.  A wait that lasts longer than `LONG_SECONDS` wakes the monitor, so that the other processes
-come to know of it; nobody else pays for the board's slots.
+resource tracking and ``isinstance`` are those of the original.  With the C core its methods are replaced by those of
+``_core_semlock.c``, which do the same without a call of Python where nobody has to wait.
+
+A lock that is free is taken at once and its holder noted; who has to wait publishes that first.  A wait that lasts longer
+than `LONG_SECONDS` wakes the monitor, so that the other processes come to know of it; nobody else pays for the board's slots.
 
 A semaphore (of more than one permit, or of which anybody may release) has no holder.  A lock given back by somebody who did
 not take it is a signal from then on; see ``shared``.
@@ -24,7 +26,7 @@ from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resour
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from concagent.board import Holder
 
@@ -32,6 +34,8 @@ LONG_SECONDS: Final = 0.3
 _RECURSIVE: Final = 0
 _LIBRARY: Final = "multiprocessing.synchronize"
 _OURS: Final = frozenset({_LIBRARY, __name__, "multiprocessing.context"})
+_PLAIN_BLOCK: Final = frozenset({bool, int})
+_LONG_INT: Final = 1 << 62  # what the original makes of more seconds is its affair
 _DEPTH: Final = 8  # frames between a wait in C and the function of the library that began it
 
 
@@ -63,8 +67,11 @@ def replacement(original: Any) -> Any:
             cell = self.cell
             if cell is None or not core.is_recording():
                 return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
-            if timeout is not None and type(timeout) not in {int, float}:
+            if type(block) not in _PLAIN_BLOCK or not (
+                timeout is None or type(timeout) is float or (type(timeout) is int and abs(timeout) < _LONG_INT)
+            ):
                 return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
+            _try(cell)
             got = plain_acquire(self, False) or (bool(block) and _wait(self, cell, timeout))
             if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
                 _note(cell, getframe(1), entered=False)
@@ -74,6 +81,7 @@ def replacement(original: Any) -> Any:
             cell = self.cell
             if cell is None or not core.is_recording():
                 return plain_acquire(self)  # type: ignore[no-any-return]
+            _try(cell)
             got = plain_acquire(self, False) or _wait(self, cell, None)
             if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
                 _note(cell, getframe(1), entered=True)
@@ -91,7 +99,7 @@ def replacement(original: Any) -> Any:
                 _drop(cell)
             plain_release(self)
 
-        def __exit__(self, *exc: object) -> None:
+        def __exit__(self, exc_type: Any = None, exc_value: Any = None, exc_tb: Any = None, /) -> None:
             self.release()
 
         def _after_fork(self) -> None:
@@ -118,6 +126,7 @@ def replacement(original: Any) -> Any:
         getattr(method, "__func__", method).__qualname__ = f"SemLock.{name}"
     SemLock.__module__, SemLock.__qualname__ = original.__module__, original.__qualname__
     SemLock.__doc__ = original.__doc__
+    core.hasten_semlock(SemLock, original, shared.Cell, _wait, _drop, _resolve, _find_place)
     return SemLock
 
 
@@ -131,9 +140,8 @@ def _new_cell(made: Any, kind: int, maxvalue: int, name: Any, *, rebuilt: bool) 
             frame = frame.f_back
         word = "mp-rlock" if kind == _RECURSIVE else "mp-lock" if maxvalue == 1 else "mp-semaphore"
         key, place = (shared.key_of(name), 0) if isinstance(name, str) else (0, 0)
-        board = shared.get_board() if key and word != "mp-semaphore" else None
-        if board is not None:
-            place = board.find_lock(key) if rebuilt else board.claim_lock(key)
+        if key and word != "mp-semaphore":
+            place = shared.claim_place(key, fresh=not rebuilt)
         code, lasti = (frame.f_code, frame.f_lasti) if frame is not None and not rebuilt else (None, 0)
         cell = shared.Cell(word, key, place, target, code, lasti)
         shared.register(cell, made)
@@ -154,6 +162,28 @@ def _beyond(frame: FrameType) -> tuple[FrameType, bool]:
         entered = frame.f_code.co_name == "__enter__"
         frame = frame.f_back
     return frame, entered
+
+
+def _library_files() -> set[str]:
+    module = sys.modules.get(_LIBRARY)
+    enter = getattr(getattr(module, "SemLock", None), "__enter__", None)
+    return {getattr(getattr(each, "__code__", None), "co_filename", "") for each in (enter, _library_files)}
+
+
+def _resolve(code: CodeType, lasti: int, entered: bool) -> int:
+    """Return the number of a line on the board; -1 if it is the library's, and its caller counts."""
+    return -1 if code.co_filename in _library_files() else shared.site_number(code, lasti, entered)
+
+
+def _find_place(cell: shared.Cell) -> None:
+    cell.find_place()
+
+
+def _try(cell: shared.Cell) -> None:
+    try:
+        cell.attempt()
+    except Exception as error:  # noqa: BLE001 - border: the lock is tried all the same
+        state.count_error("hook", error)
 
 
 def _note(cell: shared.Cell, frame: FrameType, *, entered: bool) -> None:

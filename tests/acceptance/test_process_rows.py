@@ -324,7 +324,7 @@ def test_h04_a_holder_whose_number_another_process_has_now_is_dead(runner: Any) 
     words, cell = board._words, lock._semlock.cell.place
     pause(0.05)  # start times are told in hundredths of a second; no number is given out again that soon
     alive = start(pause, 60)
-    words[cell + 1] = alive.pid << 32 | alive.pid  # the number is given out again; the start time differs
+    words[cell + 1] = alive.pid << 22 | alive.pid  # the number is given out again; the start time differs
     waiter = start(want, lock)
     told()
     end(waiter, alive)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from concagent import board as board_module
-from concagent.board import LOCKS, PAYLOAD_LIMIT, Board, clean, is_alive, start_time
+from concagent.board import LOCKS, PAYLOAD_LIMIT, UNUSED_NS, Board, clean, is_alive, start_time
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a board on Linux only")
 
 ME = os.getpid()
+NOW = 1_000_000_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def board(folder: Path) -> Iterator[Board]:  # noqa: ARG001 - it has to be there
 
 
 def test_who_opens_the_file_sees_the_holder_that_another_mapping_wrote(board: Board) -> None:
-    cell = board.claim_lock(77)
+    cell = board.claim_lock(77, NOW)
     other = Board.open(board.path)
     assert other is not None
 
@@ -44,7 +45,7 @@ def test_who_opens_the_file_sees_the_holder_that_another_mapping_wrote(board: Bo
 
 
 def test_a_lock_that_was_given_back_has_no_holder(board: Board) -> None:
-    cell = board.claim_lock(77)
+    cell = board.claim_lock(77, NOW)
     board.take(cell, 11, 22, 33, 0, 0)
 
     board.drop(cell)
@@ -53,7 +54,7 @@ def test_a_lock_that_was_given_back_has_no_holder(board: Board) -> None:
 
 
 def test_each_hold_has_a_generation_of_its_own(board: Board) -> None:
-    cell = board.claim_lock(77)
+    cell = board.claim_lock(77, NOW)
 
     board.take(cell, 11, 22, 33, 0, 0)
     first = board.holder(cell)
@@ -64,31 +65,73 @@ def test_each_hold_has_a_generation_of_its_own(board: Board) -> None:
 
 
 def test_of_two_locks_with_one_key_the_later_is_found(board: Board) -> None:
-    board.claim_lock(77)
-    later = board.claim_lock(77)
+    board.claim_lock(77, NOW)
+    later = board.claim_lock(77, NOW)
 
     assert board.find_lock(77) == later
     assert board.find_lock(78) == 0
 
 
+def test_a_lock_that_has_a_cell_is_given_the_same(board: Board) -> None:
+    cell = board.claim_lock(77, NOW)
+
+    assert board.claim_lock(77, NOW, fresh=False) == cell
+    assert board.claim_lock(78, NOW, fresh=False) not in {0, cell}
+
+
 def test_a_key_is_not_found_in_what_is_no_key(board: Board) -> None:
-    cell = board.claim_lock(77)
+    cell = board.claim_lock(77, NOW)
     board.take(cell, 0, 4711, 0, 4711, 4711)
 
     assert board.find_lock(4711) == 0
 
 
-def test_a_full_table_gives_no_cell(board: Board) -> None:
+@pytest.fixture
+def full(board: Board) -> Board:
+    for key in range(1, LOCKS + 1):
+        board._give((board_module._LOCKS_AT + (key - 1) * board_module._LOCK_BYTES) // 8, key, NOW)
     board._words[board_module._H_LOCKS] = LOCKS
+    return board
 
-    assert board.claim_lock(77) == 0
+
+def test_a_table_whose_locks_are_all_in_use_gives_no_cell(full: Board) -> None:
+    assert full.claim_lock(LOCKS + 1, NOW + UNUSED_NS - 1) == 0
+    assert full.is_full()
+
+
+def test_a_cell_that_was_not_used_for_long_is_given_to_another_lock(full: Board) -> None:
+    given = full.claim_lock(LOCKS + 1, NOW + UNUSED_NS + 1)
+
+    assert given
+    assert full.is_of(given, LOCKS + 1)
+    assert full.find_lock(LOCKS + 1) == given
+    assert full.find_lock(1) == 0  # whose cell it was
+    assert full.find_lock(2) not in {0, given}
+
+
+def test_a_cell_whose_lock_is_held_is_not_given_to_another(full: Board) -> None:
+    held = full.find_lock(1)
+    full.take(held, ME, start_time(ME), 1, 0, NOW)
+
+    given = full.claim_lock(LOCKS + 1, NOW + 100 * UNUSED_NS)
+
+    assert given not in {0, held}
+    assert full.find_lock(1) == held
+
+
+def test_a_cell_of_a_dead_holder_is_kept_longer_than_a_free_one(full: Board) -> None:
+    for number in range(board_module._LOOKS * 2):
+        full.take(full.find_lock(number + 1), 1 << 22, 1, 1, 0, NOW)
+
+    assert full.claim_lock(LOCKS + 1, NOW + 5 * UNUSED_NS) == 0
+    assert full.claim_lock(LOCKS + 1, NOW + 20 * UNUSED_NS) != 0
 
 
 def test_a_claim_does_not_wait_for_a_process_that_has_stopped_in_one(board: Board) -> None:
     descriptor = os.open(board.path, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
-    cell = board.claim_lock(77)
+    cell = board.claim_lock(77, NOW)
 
     os.close(descriptor)
     assert cell == 0
