@@ -353,10 +353,25 @@ Lock_release(Lock *self, PyObject *Py_UNUSED(none))
     return release_lock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *
-Lock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count))
+/* Of `__exit__`: since 3.15 it takes three, before that what it is given. */
+static inline int
+check_exit(Py_ssize_t count)
 {
-    return release_lock(self) < 0 ? NULL : Py_NewRef(Py_None);
+#if PY_VERSION_HEX >= 0x030F0000
+    if (UNLIKELY(count != 3)) {
+        PyErr_Format(PyExc_TypeError, "__exit__ expected 3 arguments, got %zd", count);
+        return -1;
+    }
+#else
+    (void)count;
+#endif
+    return 0;
+}
+
+static PyObject *
+Lock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t count)
+{
+    return check_exit(count) < 0 || release_lock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *
@@ -613,9 +628,9 @@ RLock_release(Lock *self, PyObject *Py_UNUSED(none))
 }
 
 static PyObject *
-RLock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count))
+RLock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t count)
 {
-    return release_rlock(self) < 0 ? NULL : Py_NewRef(Py_None);
+    return check_exit(count) < 0 || release_rlock(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *

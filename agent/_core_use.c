@@ -15,10 +15,11 @@
 
 enum { ORDINARY = 0, FINALIZER, WEAKREF, GC, SIGNAL };
 
-#define CHAIN_LIMIT 50  /* frames of evidence between the lock and the interruption */
-#define CALLER_LIMIT 4  /* the same for ordinary code, where only the site is wanted */
-#define ARGUMENTS 5     /* looked at; more has no such function, with `self` */
-#define ORDINARY_ROWS 2 /* of a class and a kind */
+#define CHAIN_LIMIT 50    /* frames of evidence between the lock and the interruption */
+#define CALLER_LIMIT 4    /* the same for ordinary code, where only the site is wanted */
+#define ARGUMENTS 5       /* looked at; more has no such function, with `self` */
+#define COLLECTION_KEYS 8 /* of what a gc callback is given, looked at: `generation` is the first */
+#define ORDINARY_ROWS 2   /* of a class and a kind */
 #define INTERRUPTION_ROWS 16
 
 static int
@@ -58,6 +59,21 @@ is_text(PyObject *value, const char *text)
     return PyUnicode_CompareWithASCIIString(value, text) == 0;
 }
 
+/* Return whether this is what a gc callback is given.  How much more it says depends on the version (3.15: candidates,
+ * duration); to ask the dictionary for the key could run somebody's comparison. */
+static int
+tells_of_a_collection(PyObject *information)
+{
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    while (at < COLLECTION_KEYS && PyDict_Next(information, &at, &key, &value)) {
+        if (PyUnicode_CheckExact(key) && is_text(key, "generation")) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /* Return how the interpreter came to call this function; ORDINARY where the function below called it. */
 static int
 kind_of(FramePtr frame, PyCodeObject *code, PyCodeObject *caller)
@@ -83,7 +99,7 @@ kind_of(FramePtr frame, PyCodeObject *code, PyCodeObject *caller)
             return SIGNAL;
         }
         if (second != NULL && PyUnicode_CheckExact(first) && PyDict_CheckExact(second) &&
-            PyDict_GET_SIZE(second) == 3 && (is_text(first, "start") || is_text(first, "stop"))) {
+            (is_text(first, "start") || is_text(first, "stop")) && tells_of_a_collection(second)) {
             return GC;
         }
     }

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAME: Final = "python"
+_EXIT_COUNTS: Final = sys.version_info >= (3, 15)  # its arguments; before that it takes what it is given
 INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
 ORDER_RING_SIZE: Final = 4096
 WAIT_BUCKETS_NS: Final = (
@@ -282,7 +283,7 @@ class ThreadRecord:
         once more; there the lock's holder tells.)
         """
         asleep = self.sleeps_on
-        if asleep is not None and not asleep.locked():
+        if asleep is not None and (asleep.is_given or not asleep.locked()):
             return None
         try:
             return self.waits[-1]
@@ -776,6 +777,10 @@ def _undo(cell: LockCell, hold: Hold, extra: int) -> None:
 # ---------------------------------------------------------------- Lock
 
 
+def _refuse_exit(exc: tuple[object, ...]) -> NoReturn:
+    raise TypeError(f"__exit__ expected 3 arguments, got {len(exc)}")
+
+
 class _LockMeta(type):
     """Makes the lock type look like the original: instance checks accept originals, instantiation is as in this version."""
 
@@ -842,6 +847,8 @@ class Lock(metaclass=_LockMeta):
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
         try:
+            if _EXIT_COUNTS and (not exc[2:] or exc[3:]):  # no call: nobody may interrupt before the release
+                _refuse_exit(exc)
             _release_lock(self._cell)
         finally:
             pass
@@ -1003,7 +1010,10 @@ class RLock:
     _cell: LockCell
 
     def __new__(cls, *args: Any, **kwargs: Any) -> RLock:
-        """Return a new lock; arguments are accepted and ignored as the original does."""
+        """Return a new lock; arguments are refused where the original refuses them."""
+        # A subclass with an __init__ of its own may take what it likes.
+        if (args or kwargs) and cls.__init__ is object.__init__:
+            _real.RLockType(*args, **kwargs)
         lock = object.__new__(cls)
         _make_cell(lock, "rlock", _getframe(1))
         return lock
@@ -1043,6 +1053,8 @@ class RLock:
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
         try:
+            if _EXIT_COUNTS and (not exc[2:] or exc[3:]):  # no call: nobody may interrupt before the release
+                _refuse_exit(exc)
             _release_rlock(self._cell)
         finally:
             pass
@@ -1174,16 +1186,19 @@ class WaiterLock:
     """A lock that remembers who released it: in `Condition.wait` that is whoever has ended the wait.
 
     The sleeper finds him when it wakes, and leaves him in its own record (``waker``) until the next such lock is taken.
+    Since 3.14 a lock may be handed on without ever being free, so it tells itself that it was given (``is_given``).
     """
 
-    __slots__ = ("__weakref__", "_lock", "_releaser")
+    __slots__ = ("__weakref__", "_lock", "_releaser", "is_given")
 
     def __init__(self) -> None:
         self._lock = _allocate()
         self._releaser: ThreadRecord | None = None
+        self.is_given = False
 
     def acquire(self, *args: Any, **kwargs: Any) -> bool:
         """Take the lock."""
+        self.is_given = False
         try:
             record = _tls.record
         except AttributeError:
@@ -1208,6 +1223,7 @@ class WaiterLock:
             self._releaser = _tls.record if _recording else None
         except AttributeError:
             self._releaser = None
+        self.is_given = self.locked()
         self._lock.release()
 
     @_uninterrupted
@@ -1225,6 +1241,7 @@ class WaiterLock:
     def _at_fork_reinit(self) -> None:
         self._lock = _allocate()
         self._releaser = None
+        self.is_given = False
 
     def __repr__(self) -> str:
         return f"<{'locked' if self.locked() else 'unlocked'} _thread.lock object at {id(self):#x}>"
@@ -1323,6 +1340,7 @@ def _begin_end() -> None:
 def start(listener: Listener, *, class_limit: int = 8191, main_ident: int = 0) -> None:
     """Begin to record; ``listener`` hears of rings, orphans and misuse.  ``main_ident``: who runs signal handlers."""
     global _listener, _recording, _class_limit, _main_ident
+    collect_gone()  # who went before is not told
     _main_ident = main_ident
     _listener = listener
     _class_limit = class_limit

@@ -35,6 +35,7 @@ _BASES = (
     "LOAD_FAST_CHECK",
 )
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_CONSTANTS = ("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT")
 _ACQUIRES = ("acquire", "acquire_lock")
 _RELEASES = ("release", "release_lock")
 _TRY_DISTANCE = 6  # instructions between the call and the first one that the ``try`` protects
@@ -92,7 +93,7 @@ def _only_tries(instructions: list[Any], at: int) -> bool:
         ins = instructions[i]
         if ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES:
             return False
-        if ins.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and (ins.argval is False or ins.argval == 0):
+        if ins.opname in _CONSTANTS and (ins.argval is False or ins.argval == 0):
             return True
     return False
 

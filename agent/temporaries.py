@@ -19,6 +19,7 @@ Limits     an expression that hands the file to a C function that keeps it, and 
 from __future__ import annotations
 
 import dis
+import sys
 from bisect import bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -40,6 +41,8 @@ _NEVER_FALL_THROUGH: Final = (
     *("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD"),
     *("JUMP_BACKWARD_NO_INTERRUPT", "INTERPRETER_EXIT"),
 )
+# Slots of the stack that an iteration takes: since 3.15 an index lies above the iterator, for lists and tuples.
+_ITERATOR: Final = 2 if sys.version_info >= (3, 15) else 1
 # Whatever they drop, it was in a variable or a container before.
 _OVERWRITES: Final = ("STORE_", "DELETE_", "MAP_ADD")
 
@@ -84,7 +87,7 @@ def temporary_ends(code: CodeType, opened_at: int) -> frozenset[int]:
                 todo.append((target, slot, looping))
         if takes and not name.startswith(_EATS):
             slot, looping = left - 1, False
-        go_on(at, slot, looping or (name == "FOR_ITER" and on_top))
+        go_on(at, slot, looping or (name == "FOR_ITER" and depth - slot == _ITERATOR))
     return frozenset(ends)
 
 

@@ -348,6 +348,17 @@ def test_rlock_takes_the_arguments_that_the_original_takes(twin: Any, answer: An
         assert mine == theirs
 
 
+def test_exit_takes_the_arguments_that_the_originals_take(twin: Any, answer: Answer) -> None:
+    for mine, theirs in [(twin.allocate_lock, _real.allocate_lock), (twin.RLock, _real.RLockType)]:
+        for count in range(5):
+            locks = mine(), theirs()
+            for lock in locks:
+                lock.acquire()
+            answers = [answer(lambda lock=lock, count=count: lock.__exit__(*[None] * count)) for lock in locks]  # type: ignore[misc]
+            assert answers[0] == answers[1]
+            assert locks[0].acquire(False) == locks[1].acquire(False)
+
+
 # ---------------------------------------------------------------- waiting
 
 
@@ -827,6 +838,19 @@ def test_without_an_agent_a_lock_is_a_plain_lock(twin: Any) -> None:
 
     assert order == ["holder", "waiter"]
     assert not lock.locked()
+
+
+def test_a_lock_that_went_held_before_the_recording_began_is_not_told(
+    twin: Any, request: pytest.FixtureRequest
+) -> None:
+    lock = twin.allocate_lock()
+    lock.acquire()
+    del lock
+
+    recorder = request.getfixturevalue("recorder")
+    twin.collect_gone()
+
+    assert recorder.misuses == []
 
 
 def test_the_listener_hears_nothing_of_what_is_right(twin: Any, recorder: Any) -> None:

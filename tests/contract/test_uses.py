@@ -84,6 +84,29 @@ def test_ordinary_use_and_each_interruption_by_the_same_function_are_told_apart(
     assert twin.was_interrupted()
 
 
+@pytest.mark.parametrize(
+    ("phase", "given", "kind"),
+    [
+        ("stop", {"generation": 2, "collected": 0, "uncollectable": 0}, GC),
+        ("start", {"generation": 2, "collected": 0, "uncollectable": 0, "candidates": 7, "duration": 0.1}, GC),  # 3.15
+        ("stop", {"colour": 2, "collected": 0, "uncollectable": 0}, ORDINARY),
+        ("away", {"generation": 2, "collected": 0, "uncollectable": 0}, ORDINARY),
+    ],
+)
+def test_a_gc_callback_is_known_by_what_it_is_given_however_much_its_version_gives(
+    twin: Any, phase: str, given: dict[str, Any], kind: int
+) -> None:
+    lock = twin.allocate_lock()
+    use = user(lock)
+
+    def callback(_phase: str, _info: Any) -> None:
+        use()
+
+    callback(phase, given)
+
+    assert [seen for seen, _, _ in kinds(twin, lock)] == [kind]
+
+
 def test_threads_and_a_paused_collector_are_told(twin: Any) -> None:
     lock = twin.allocate_lock()
     thread = threading.Thread(target=user(lock))
