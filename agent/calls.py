@@ -9,7 +9,7 @@ Cost       the functions that a stack's names lead to, once a finding; nothing i
 from __future__ import annotations
 
 from types import CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import core, discipline, state
 from concagent.words import SIGNALLING
@@ -39,28 +39,37 @@ def _led_to(frame: FrameType | None) -> set[CodeType]:
     """Return the code of a stack's functions, and of those to which their names lead."""
     seen: set[CodeType] = set()
     while frame is not None and len(seen) < _LIMIT:
-        names: Mapping[str, Any] = {}
         if _is_of_program(frame.f_code):
-            names = {**frame.f_globals, **frame.f_locals}
-        _look(frame.f_code, names, seen, _DEPTH)
+            _look(frame.f_code, _Names(frame.f_locals, frame.f_globals), seen, _DEPTH)
         frame = frame.f_back
     return seen
 
 
-def _look(code: CodeType, names: Mapping[str, Any], seen: set[CodeType], depth: int) -> None:
+class _Names(NamedTuple):
+    """What names mean in a function.  To copy the globals of its module would cost more than all that is looked up in them."""
+
+    inner: Mapping[str, Any]
+    outer: Mapping[str, Any]
+
+    def get(self, name: str) -> Any:
+        """Return the value of a name, None if it has none."""
+        return self.inner[name] if name in self.inner else self.outer.get(name)
+
+
+def _look(code: CodeType, names: _Names, seen: set[CodeType], depth: int) -> None:
     if code in seen or not _is_of_program(code) or len(seen) >= _LIMIT:
         return
     seen.add(code)
     if depth:
         for function in _functions(code, names):
-            inner = dict(function.__globals__)
-            if code.co_argcount and function.__code__.co_varnames[:1] == code.co_varnames[:1] == ("self",):
-                inner["self"] = names.get("self")
-            _look(function.__code__, inner, seen, depth - 1)
+            has_self = code.co_argcount and function.__code__.co_varnames[:1] == code.co_varnames[:1] == ("self",)
+            inner = {"self": names.get("self")} if has_self else {}
+            _look(function.__code__, _Names(inner, function.__globals__), seen, depth - 1)
 
 
-def _functions(code: CodeType, names: Mapping[str, Any]) -> Iterator[FunctionType]:
-    own = type(names["self"]) if names.get("self") is not None else None
+def _functions(code: CodeType, names: _Names) -> Iterator[FunctionType]:
+    instance = names.get("self")
+    own = None if instance is None else type(instance)
     for name in (*code.co_names, *code.co_freevars):
         for value in (names.get(name), _class_attribute(own, name)):
             target = value.__func__ if isinstance(value, MethodType) else value

@@ -38,6 +38,7 @@ SHORTEST_TICK_NS: Final = 50_000_000
 START_SECONDS: Final = 1.0  # how long install waits for the thread on a machine that is very busy
 IMPORT_LOCK_SECONDS: Final = 0.02  # how long a fork by the holder of the import lock waits for the thread
 _STEP_ERRORS: Final = "monitor"
+_VALUES: Final = "concagent.model"  # the module of what findings consist of
 
 
 class Service(Protocol):
@@ -324,6 +325,7 @@ class Monitor(core.Listener):
         if self._judge is None:
             from concagent.judge import Judge
 
+            self.tick_hooks.append(_know_modules)
             self._judge = Judge(self.config, self.publish, self.look_later, self.idents)
         return self._judge
 
@@ -379,6 +381,7 @@ class Monitor(core.Listener):
                 sink(finding)
             except Exception as error:  # noqa: BLE001 - border: a sink; the others must still be told
                 state.count_error("sink", error)
+        hide(finding)
 
     # ------------------------------------------------------------ for readers
 
@@ -420,6 +423,28 @@ def _holds_import_lock() -> bool:
         return False
     _imp.acquire_lock()
     return True
+
+
+def hide(value: Any) -> None:
+    """Hide a finding, which stays, from the garbage collector: it is a value, in no cycle, of a hundred parts and more.
+
+    With them the collector's next pass would be the longer, and that may come while the next finding is urgent.
+    """
+    if type(value) is tuple:
+        parts = value
+    elif type(value).__module__ == _VALUES:
+        parts = tuple(getattr(value, name) for name in type(value).__slots__)
+    else:
+        return
+    for part in parts:
+        hide(part)
+    core.untracked(value)
+
+
+def _know_modules(_now_ns: int) -> None:
+    from concagent import naming
+
+    naming.know_modules()
 
 
 def _handle(service: Service) -> None:

@@ -6,18 +6,21 @@ an object's attribute, nobody else without touching the frames' locals, which we
 dictionaries of a running function.
 
 Limits     a line that creates two locks is ambiguous; then only the globals decide.
-Cost       one source line; one pass over one module's globals.  Only for reports.
+Cost       one source line; one pass over one module's globals.  Only for reports.  Which module has them is looked up in an
+           index of all modules by file, which `know_modules` makes beforehand: a program may have thousands of modules.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from concagent.sources import source_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from concagent.model import CallSite
 
 _ASSIGNMENT = re.compile(r"^\s*(?P<target>[A-Za-z_][\w.]*)\s*(?::[^=]+)?=(?!=)\s*(?P<value>.+)$")
@@ -59,12 +62,46 @@ def name_of(target: Any, created: CallSite | None, wait: Any = None) -> str | No
     return Namer().name_of(target, created, wait)
 
 
+class _Modules(NamedTuple):
+    """Names of modules by the file that they were made from; names, because nothing here may keep a module alive."""
+
+    mark: tuple[int, Any] = (0, None)  # number of all modules then, and the name that came last
+    names: Mapping[str, list[str]] = {}
+
+
+_modules = _Modules()
+
+
+def _namespace_of(module: Any) -> dict[str, Any]:
+    """Return a module's namespace, empty for what is no module.  Asking a lazy module itself would load it."""
+    try:
+        namespace = object.__getattribute__(module, "__dict__")
+    except Exception:  # noqa: BLE001 - whatever a program puts among its modules
+        return {}
+    return namespace if type(namespace) is dict else {}
+
+
+def know_modules() -> None:
+    """Make the index of modules anew if some have come or gone; from time to time, so that a report need not."""
+    global _modules
+    mark = (len(sys.modules), next(reversed(sys.modules), None))
+    if mark == _modules.mark:
+        return
+    names: dict[str, list[str]] = {}
+    for name, module in list(sys.modules.items()):
+        file = _namespace_of(module).get("__file__")
+        if isinstance(file, str):
+            names.setdefault(file, []).append(name)
+    _modules = _Modules(mark, names)  # at once: several threads may ask
+
+
 def _global_names(file: str) -> dict[int, str]:
     """Return the first name of each global of the modules made from a file, by the value's id: globals live on."""
     names: dict[int, str] = {}
-    for module in list(sys.modules.values()):
-        namespace = getattr(module, "__dict__", None)
-        if namespace is not None and namespace.get("__file__") == file:
+    know_modules()
+    for module in _modules.names.get(file, ()):
+        namespace = _namespace_of(sys.modules.get(module))
+        if namespace.get("__file__") == file:
             for key, value in list(namespace.items()):
                 if isinstance(key, str):
                     names.setdefault(id(value), key)
