@@ -10,6 +10,9 @@
  */
 #include "_core.h"
 
+#if PY_VERSION_HEX < 0x030B0000
+#  include <opcode.h>
+#endif
 #if PY_VERSION_HEX < 0x030C0000
 #  define Py_BUILD_CORE 1
 #  undef _PyGC_FINALIZED /* pycore_gc.h has its own */
@@ -47,6 +50,15 @@ typedef struct {
     size_t used;
 } Table;
 
+/* 3.10: calls of `self` through a bound method that runs this code, `times` on the stacks; `found` such methods exist.
+ */
+typedef struct {
+    PyObject *self, *code;
+    int times, found;
+} HiddenCall;
+
+#define HIDDEN_LIMIT 256
+
 typedef struct {
     Node *nodes;
     Py_ssize_t node_count;
@@ -70,6 +82,14 @@ typedef struct {
     long long visited, limit;
     int64_t deadline_ns;
     int failed; /* 1: no memory; 2: a limit was hit */
+#if PY_VERSION_HEX < 0x030B0000
+    HiddenCall hidden[HIDDEN_LIMIT];
+    struct {
+        PyObject *method; /* borrowed while the GIL is held */
+        int hidden;
+    } methods[HIDDEN_LIMIT];
+    int hidden_count, method_count; /* method_count is HIDDEN_LIMIT if there were too many */
+#endif
     uint64_t bloom[BLOOM_BITS / 64];
 } Look;
 
@@ -277,6 +297,43 @@ look_into(Look *self, PyObject *object)
     }
 }
 
+#if PY_VERSION_HEX < 0x030B0000
+/* Remember a bound method that may be one of the hidden ones. */
+static void
+note_method(Look *self, PyObject *object)
+{
+    PyObject *function = PyMethod_GET_FUNCTION(object);
+    for (int i = 0; i < self->hidden_count && PyFunction_Check(function); i++) {
+        HiddenCall *call = &self->hidden[i];
+        if (call->self == PyMethod_GET_SELF(object) && call->code == PyFunction_GET_CODE(function) &&
+            self->method_count < HIDDEN_LIMIT) {
+            self->methods[self->method_count].method = object;
+            self->methods[self->method_count++].hidden = i;
+        }
+    }
+}
+
+/* Count the references of C variables to the hidden methods, where just as many methods lack one as are called. */
+static void
+explain_hidden(Look *self)
+{
+    for (int counting = 1; counting >= 0 && self->method_count < HIDDEN_LIMIT; counting--) {
+        for (int i = 0; i < self->method_count; i++) {
+            HiddenCall *call = &self->hidden[self->methods[i].hidden];
+            Node *node = Look_find(self, self->methods[i].method);
+            int lacks = node == NULL || Py_REFCNT(node->object) > node->explained;
+            if (counting) {
+                call->found += lacks;
+            }
+            else if (lacks && node != NULL && call->found == call->times) {
+                node->explained++;
+                node->kept = 1;
+            }
+        }
+    }
+}
+#endif
+
 /* Look at one object that the collector knows; 0 to stop. */
 static int
 look_at(PyObject *object, void *arg)
@@ -295,6 +352,11 @@ look_at(PyObject *object, void *arg)
     if (UNLIKELY(Table_get(&self->mine, object) > 0)) {
         return 1;
     }
+#if PY_VERSION_HEX < 0x030B0000
+    if (self->hidden_count > 0 && Py_TYPE(object) == &PyMethod_Type) {
+        note_method(self, object);
+    }
+#endif
     Py_ssize_t before = self->edge_count;
     self->source_ignored = self->pass_count > 0 && Table_get(&self->ignored, object) > 0;
     look_into(self, object);
@@ -405,14 +467,55 @@ is_sure(FrameRefs *refs, PyObject *args, int slot, uint64_t mask, int star)
     return 0;
 }
 
-/* Count what a frame refers to.  `inner`: a frame was called from here. */
+#if PY_VERSION_HEX < 0x030B0000
+/* Return the slot whose reference is borrowed because a bound method is being called from it, -1 if there is none.
+ *
+ * `method_vectorcall` puts the method's `self` in the place of the method for the time of the call, and keeps the
+ * method in a variable of its own.  A callee that cannot be called was put there so; where it can, nobody knows.
+ */
+static int
+hidden_slot(Look *self, FramePtr frame, FramePtr callee, FrameRefs *refs, uint64_t mask)
+{
+    const _Py_CODEUNIT *at = (const _Py_CODEUNIT *)PyBytes_AS_STRING(frame->f_code->co_code) + frame->f_lasti;
+    if (frame->f_lasti < 1 || _Py_OPCODE(at[-1]) == EXTENDED_ARG) {
+        return -1;
+    }
+    int opcode = _Py_OPCODE(*at), is_call = opcode == CALL_FUNCTION || opcode == CALL_METHOD;
+    if (!is_call && opcode != CALL_FUNCTION_KW) {
+        return -1;
+    }
+    int slot = __builtin_popcountll(mask) - (is_call ? 1 : 2) - _Py_OPARG(*at);
+    PyObject *value = slot < 0 ? NULL : FrameRefs_get(refs, refs->locals + slot);
+    if (value == NULL || PyCallable_Check(value) ||
+        (opcode == CALL_METHOD && (slot < 1 || FrameRefs_get(refs, refs->locals + slot - 1) != NULL))) {
+        return -1;
+    }
+    PyObject *code = (PyObject *)Frame_code(callee);
+    int i = 0;
+    while (i < self->hidden_count && (self->hidden[i].self != value || self->hidden[i].code != code)) {
+        i++;
+    }
+    if (i < HIDDEN_LIMIT) {
+        self->hidden_count += i == self->hidden_count;
+        self->hidden[i].self = value;
+        self->hidden[i].code = code;
+        self->hidden[i].times++;
+    }
+    return slot;
+}
+#else
+#  define hidden_slot(self, frame, callee, refs, mask) (-1)
+#endif
+
+/* Count what a frame refers to.  `callee`: the frame that was called from here, or NULL. */
 static void
-explain_frame(Look *self, FramePtr frame, int inner, PyObject *args, uint64_t mask, int star)
+explain_frame(Look *self, FramePtr frame, FramePtr callee, PyObject *args, uint64_t mask, int star)
 {
     FrameRefs refs;
-    if (!FrameRefs_init(&refs, frame, inner)) {
+    if (!FrameRefs_init(&refs, frame, callee != NULL)) {
         return;
     }
+    int hidden = callee != NULL ? hidden_slot(self, frame, callee, &refs, mask) : -1;
     for (int i = 0; i < refs.extra_count; i++) {
         explain(self, refs.extra[i]);
     }
@@ -424,7 +527,7 @@ explain_frame(Look *self, FramePtr frame, int inner, PyObject *args, uint64_t ma
     int stored = refs.stack >= 0 && PY_VERSION_HEX < 0x030E0000;
     int depth = refs.stack >= 0 ? refs.stack : refs.stack_limit;
     for (int i = 0; i < depth; i++) {
-        if (stored || is_sure(&refs, args, i, mask, star)) {
+        if (i != hidden && (stored || is_sure(&refs, args, i, mask, star))) {
             explain(self, FrameRefs_get(&refs, refs.locals + i));
         }
     }
@@ -459,7 +562,7 @@ explain_thread(Look *self, PyObject *thread, PyObject *args)
     }
     int own = tstate == Thread_state();
     for (int counting = 0; counting < 2; counting++) {
-        FramePtr frame = Frame_current(tstate);
+        FramePtr frame = Frame_current(tstate), callee = NULL;
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames); i++) {
             PyObject *code;
             int lasti, star;
@@ -472,8 +575,9 @@ explain_thread(Look *self, PyObject *thread, PyObject *args)
                 return 0; /* the thread has moved: nothing of it is known */
             }
             if (counting) {
-                explain_frame(self, frame, i > 0, args, own && i == 0 ? 0 : mask, star);
+                explain_frame(self, frame, callee, args, own && i == 0 ? 0 : mask, star);
             }
+            callee = frame;
             frame = Frame_back(frame);
         }
         if (frame != NULL && !own) {
@@ -655,6 +759,9 @@ core_reach_look(PyObject *Py_UNUSED(module), PyObject *arguments)
         }
     }
     each_tracked(look_at, self);
+#if PY_VERSION_HEX < 0x030B0000
+    explain_hidden(self);
+#endif
     look_at_weak_references(self);
     if (self->failed == 1) {
         PyErr_NoMemory();

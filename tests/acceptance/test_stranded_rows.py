@@ -296,7 +296,7 @@ POOL_OF_ONE = """
         def use(self, retries):
             connection = self.idle.get()
             if retries:
-                {{before}}self.use(retries - 1)  # with the connection in hand
+                {{before}}{{again}}  # with the connection in hand
             {{after}}
             finish()
 
@@ -306,8 +306,18 @@ POOL_OF_ONE = """
     """.replace("{{", "{").replace("}}", "}")
 
 
-def test_a_pool_that_its_only_user_has_emptied_is_a_stall_of_the_main_thread(runner: Any) -> None:
-    program = POOL_OF_ONE.format(before="", after="self.idle.put(connection)")
+@pytest.mark.parametrize(
+    "again",
+    [
+        "self.use(retries - 1)",
+        "self.use(retries=retries - 1)",
+        "getattr(self, 'use')(retries - 1)",
+        "self.use(*[retries - 1])",
+        "self.use(**{'retries': retries - 1})",
+    ],
+)
+def test_a_pool_that_its_only_user_has_emptied_is_a_stall_of_the_main_thread(runner: Any, again: str) -> None:
+    program = POOL_OF_ONE.format(again=again, before="", after="self.idle.put(connection)")
     found = stall(runner.hangs(program, shape="install", **SOON))
 
     assert names(found) == ["MainThread"]
@@ -315,4 +325,7 @@ def test_a_pool_that_its_only_user_has_emptied_is_a_stall_of_the_main_thread(run
 
 
 def test_twin_a_pool_whose_user_gives_back_before_he_tries_again_is_silent(runner: Any) -> None:
-    runner.silent(POOL_OF_ONE.format(before="self.idle.put(connection); ", after="pause(1)"), shape="install", **SOON)
+    back = "self.idle.put(connection); "
+    runner.silent(
+        POOL_OF_ONE.format(again="self.use(retries - 1)", before=back, after="pause(1)"), shape="install", **SOON
+    )
