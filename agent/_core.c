@@ -440,7 +440,25 @@ core_reset_for_tests(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     return core_drain_order(NULL, NULL);
 }
 
+/* The environment as C code has it: os.putenv, setenv and libraries change it behind the back of os.environ. */
+extern char **environ;
+
+static PyObject *
+core_environment(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    PyObject *pairs = PyList_New(0);
+    for (char **entry = environ; pairs != NULL && entry != NULL && *entry != NULL; entry++) {
+        PyObject *pair = PyBytes_FromString(*entry);
+        if (pair == NULL || PyList_Append(pairs, pair) < 0) {
+            Py_CLEAR(pairs);
+        }
+        Py_XDECREF(pair);
+    }
+    return pairs;
+}
+
 static PyMethodDef core_methods[] = {
+    {"environment", core_environment, METH_NOARGS, "Return what a child inherits: [b'NAME=value', ...]."},
     {"reach_look", core_reach_look, METH_VARARGS, "Look at the heap once: see _core_reach.c."},
     {"reach_frames", core_reach_frames, METH_O, "Return [(code or None, lasti), ...] of a thread, innermost first."},
     {"reach_locals", core_reach_locals, METH_O, "Return [(code or None, [address, ...]), ...] of a thread."},

@@ -1459,6 +1459,17 @@ def order_dropped() -> int:
     return _counters["order-dropped"]
 
 
+def environment() -> list[bytes]:
+    """Return the environment that a child inherits, as C code has it: a list of ``NAME=value``."""
+    import ctypes
+
+    entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.pythonapi, "environ")
+    pairs: list[bytes] = []
+    while entries and (pair := entries[_len(pairs)]) is not None:
+        pairs.append(pair)
+    return pairs
+
+
 def _reinit(cell: LockCell) -> None:
     """Free a lock in a fork's child; whoever held or awaited it does not exist there."""
     hold = cell.state.get(0)

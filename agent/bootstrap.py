@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, filewaits, forks, state
+from concagent import _real, core, filewaits, following, forks, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
@@ -23,7 +23,7 @@ from concagent.reporting import write_stderr
 from concagent.tasksource import Tasks, asyncio_is_loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from logging import Logger
 
     from concagent.exporters.control import ControlServer
@@ -56,14 +56,32 @@ def _logger() -> Logger:
 
 def install(**options: Any) -> Agent:
     """Start the agent; see `concagent.install`."""
-    global _agent
     if _agent is not None:
-        if options:
-            _logger().info("concagent is already installed; the options of the first install stay in force")
-        return _agent
-    config = Config.from_sources(options, os.environ)
+        wanted = _agent.other_than_inherited(options)
+        if wanted is None:
+            if options and _agent.inherited is None:
+                _logger().info("concagent is already installed; the options of the first install stay in force")
+            return _agent
+        uninstall()
+        return _install(wanted)
+    return _install(Config.from_sources(options, os.environ))
+
+
+def install_in_child(variables: Mapping[str, str]) -> None:
+    """Start the agent in a child that was executed, with its parent's options; the parent's port stays the parent's.
+
+    Args:
+        variables: As in an environment.
+    """
+    inherited = following.settled(Config.from_sources({}, variables))
+    _install(inherited._replace(metrics_port=None), (inherited, variables))
+
+
+def _install(config: Config, inherited: tuple[Config, Mapping[str, str]] | None = None) -> Agent:
+    global _agent
     core.choose(config.core)
     agent = Agent(config)
+    agent.inherited = inherited
     agent.start()
     _agent = agent
     for callback in _early_callbacks:
@@ -100,7 +118,7 @@ def on_finding(callback: Callable[[Finding], object]) -> None:
     """Subscribe now, or as soon as there is an agent."""
     if _agent is not None:
         _agent.on_finding(callback)
-    else:
+    if _agent is None or _agent.inherited is not None:  # the program may yet install one with other options
         _early_callbacks.append(callback)
 
 
@@ -128,11 +146,13 @@ class Agent:
 
     Attributes:
         config: The options in force.
+        inherited: In a child that was executed: its parent's options, and the variables that say so; else None.
     """
 
     def __init__(self, config: Config) -> None:
         """Prepare everything that touches nothing outside of the agent."""
         self.config = config
+        self.inherited: tuple[Config, Mapping[str, str]] | None = None
         self.openings = Openings(on_unclosed=self._wake)
         self.monitor = Monitor(config, _read_suppressions(config.suppressions))
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
@@ -243,6 +263,18 @@ class Agent:
     def patched(self) -> tuple[str, ...]:
         """Return the labels of what is replaced, in order."""
         return self._patches.labels()
+
+    def other_than_inherited(self, options: Mapping[str, Any]) -> Config | None:
+        """Return what a child's own ``install`` asks for; None if that is what it has, or it is no child's.
+
+        Raises:
+            ConfigError: An option is wrong.
+        """
+        if self.inherited is None or not options:
+            return None
+        inherited, variables = self.inherited
+        wanted = Config.from_sources(options, variables)
+        return None if following.settled(wanted) in {inherited, self.config} else wanted
 
     # ------------------------------------------------------------ start
 
@@ -361,6 +393,7 @@ class Agent:
         from concagent import exporters, hooks
         from concagent.hooks import (
             children,
+            executions,
             filelocks,
             files,
             fork,
@@ -392,6 +425,8 @@ class Agent:
             threads.add_patches(self._patches)
             children.add_patches(self._patches)
             processes.add_patches(self._patches, self._watch_processes)
+            if self.config.follow:
+                executions.add_patches(self._patches)
             self._polls = filelocks.add_patches(self._patches)
             if self._polls is not None:
                 self.monitor.tick_hooks.append(self._look_at_polls)
@@ -400,6 +435,9 @@ class Agent:
             self.monitor.tick_hooks.append(self._look_for_leaks)
         self._patches.apply()
         self._undo.append(("patches", self._patches.restore))
+        if self.config.follow and "threads" in families:
+            following.start(self.config)
+            self._undo.append(("following", following.stop))
         if "asyncio" in families:
             state.add_source(self._tasks)
             self._undo.append(("tasks", lambda: state.remove_source(self._tasks)))

@@ -484,6 +484,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("adopt", Switch(), True, "Track the locks that the standard library made before `install`."),
     Option("patch", Choices(FAMILIES), FAMILIES, "Families of primitives to watch."),
+    Option("follow", Switch(), True, "Run Python programs that this one starts under the agent, too."),
     Option(
         "class_limit",
         Integer(1, 10**6),
@@ -539,6 +540,7 @@ class Config(NamedTuple):
     leak_growth: int = _default("leak_growth")
     adopt: bool = _default("adopt")
     patch: tuple[str, ...] = _default("patch")
+    follow: bool = _default("follow")
     class_limit: int = _default("class_limit")
     stack_depth: int = _default("stack_depth")
 

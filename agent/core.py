@@ -101,6 +101,7 @@ drain_order = implementation.drain_order
 drain_uses = implementation.drain_uses
 was_interrupted = implementation.was_interrupted
 order_dropped = implementation.order_dropped
+environment = implementation.environment
 collect_gone = implementation.collect_gone
 after_fork_in_child = implementation.after_fork_in_child
 reset_for_tests = implementation.reset_for_tests

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SETTLE_NS: Final = 250_000_000
 LOST: Final = "the program closed a descriptor of the agent"
 
-_FIRST_NUMBER: Final = 3
+_first_number = 3
 
 
 class Descriptor:
@@ -80,13 +80,29 @@ class Pipe:
         self.write.close()
 
 
+def begin_at(number: int) -> None:
+    """Keep descriptors opened from now on at this number or higher: for a child whose program expects the lowest to be free."""
+    global _first_number
+    _first_number = max(3, number)
+
+
+def is_low(number: int) -> bool:
+    """Return whether a descriptor has a number that is the program's."""
+    return number < _first_number
+
+
 def lifted(number: int) -> int:
-    """Return the descriptor, moved if it has the number of a standard stream."""
-    if number >= _FIRST_NUMBER or os.name != "posix":
+    """Return the descriptor, moved if it has a number that is the program's, a standard stream's for one."""
+    if not is_low(number) or os.name != "posix":
         return number
     import fcntl
 
-    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_NUMBER)
+    try:
+        moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _first_number)
+    except OSError:
+        if number > 2:  # the limit is lower by now, or there are none left: any will do
+            return number
+        moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(number)
     return moved
 

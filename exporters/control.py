@@ -33,7 +33,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from concagent import _real
-from concagent.descriptors import LOST, SETTLE_NS, Descriptor, lifted
+from concagent.descriptors import LOST, SETTLE_NS, Descriptor, is_low, lifted
 from concagent.errors import ConcagentError, ConfigError
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class ControlServer:
         _remove_stale(self._directory, own=pid)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            if listener.fileno() <= 2:
+            if is_low(listener.fileno()):
                 listener = _socket.socket(fileno=lifted(listener.detach()))
             listener.setblocking(False)
             with _reachable(self._directory, f"{pid}.sock") as path:

@@ -19,6 +19,7 @@ import os
 import stat
 from typing import Final
 
+from concagent.descriptors import lifted
 from concagent.errors import ConfigError
 from concagent.exporters.json import finding_line
 from concagent.model import Finding
@@ -82,7 +83,7 @@ class FindingsFile:
 
     def _open(self) -> None:
         nofollow = 0 if self.path in _STREAMS else getattr(os, "O_NOFOLLOW", 0)
-        self._descriptor = os.open(self.path, _FLAGS | nofollow, stat.S_IRUSR | stat.S_IWUSR)
+        self._descriptor = lifted(os.open(self.path, _FLAGS | nofollow, stat.S_IRUSR | stat.S_IWUSR))
         status = os.fstat(self._descriptor)
         self._identity = (status.st_dev, status.st_ino)
         self._torn = False

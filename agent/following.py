@@ -1,0 +1,212 @@
+"""What travels to a child that is executed, so that it runs under the agent from its first import on.
+
+A child that is forked has the agent with it.  One that is executed has its environment only.  So two variables are added
+to it at the moment of execution: ``PYTHONPATH`` begins with a directory of ours, which holds nothing but a ``sitecustomize``
+(`follow/sitecustomize.py`), and ``_CONCAGENT_FOLLOW`` says who the parent is and what its options are.  The first thing that
+the child does is to remove both.  The program's own ``os.environ`` never has them, and a Python child does not see them.
+
+Why not a ``.pth`` file: it would be read at each start of each Python of the environment, whether a program of ours runs or
+not, for all users, and would need to be written and removed with rights that an application has not.  Why not to set the
+variables in ``os.environ``: programs print, compare and store it.
+
+Who gets them: every Python, also with an environment given explicitly, unless its options (``-I``, ``-E``, ``-S``) say that it
+wants none of it; scripts that name Python as their interpreter; and other programs if they inherit the program's own
+environment, since shells and the like start Pythons in turn.  Other programs with an environment given explicitly get
+exactly that.
+
+Invariants F1 nothing here raises, and in any doubt the environment goes through as it was given.
+           F2 options are the parent's, as it was installed; variables that were changed for the child since override them.
+Limits     ``os.system`` and processes that C code starts are not followed.  A shell's ``env`` shows two variables more.  A
+           Python that is started with ``-S`` by a shell keeps our entry on its ``sys.path``.  ``/proc/PID/environ`` shows all.
+Cost       some microseconds for each process that is started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from concagent import descriptors
+from concagent.config import PREFIX, Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+VARIABLE: Final = "_CONCAGENT_FOLLOW"
+_HERE: Final = os.path.dirname(os.path.abspath(__file__))
+FOLDER: Final = os.path.join(_HERE, "follow")
+
+_SEPARATOR: Final = "\x1f"
+NAMES: Final = (b"PYTHONPATH", VARIABLE.encode())  # what a child's environment has differently
+_VARIABLE: Final = VARIABLE.encode() + b"="
+_PYTHONPATH: Final = b"PYTHONPATH="
+_PATHS: Final = ("findings", "suppressions", "report_dir")
+# Looked for late, as strings: most programs start no process.
+_PYTHON: Final = rb"python[0-9.]*[a-z]?(-dbg)?"
+_TRACKER: Final = b"from multiprocessing.resource_tracker import "
+_TAKES_ANOTHER: Final = (b"--check-hash-based-pycs",)
+_SHEBANG_BYTES: Final = 256
+# Numbers from here on are unlikely to be those that a program expects for its next files.
+_SPARE_NUMBERS: Final = 64
+
+_said: bytes | None = None  # what children are told, behind the word whether they have a PYTHONPATH; None: nothing
+
+
+# ---------------------------------------------------------------- in the parent
+
+
+def start(config: Config) -> None:
+    """Follow children from now on, with these options."""
+    global _said
+    _said = None
+    options = [f"+{name}={value}" for name, value in settled(config).to_environ().items()]
+    seen = [f"?{name}={value}" for name, value in os.environ.items() if name.startswith(PREFIX)]
+    origin = os.path.join(_HERE, "__init__.py")
+    fields = [sys.implementation.cache_tag or "", sys.prefix, origin, *options, *seen]
+    if any(_SEPARATOR in field for field in fields) or os.pathsep in FOLDER:
+        return
+    _said = os.fsencode(_SEPARATOR.join(fields))
+
+
+def stop() -> None:
+    """Follow no more children."""
+    global _said
+    _said = None
+
+
+def settled(config: Config) -> Config:
+    """Return the options for a process in another directory: paths are absolute."""
+    try:
+        return config._replace(
+            **{name: os.path.abspath(path) for name in _PATHS if (path := getattr(config, name)) is not None}
+        )
+    except OSError:  # the directory is gone
+        return config
+
+
+def told(pairs: Iterable[bytes]) -> list[bytes] | None:
+    """Return an environment, a list of ``NAME=value``, with what the child is told; None if nobody is followed."""
+    if _said is None:
+        return None
+    path: bytes | None = None
+    others: list[bytes] = []
+    before = b""
+    for pair in pairs:
+        if pair.startswith(_PYTHONPATH):
+            path = pair[len(_PYTHONPATH) :] if path is None else path
+        elif pair.startswith(_VARIABLE):
+            before = pair[len(_VARIABLE) :]
+        else:
+            others.append(pair)
+    folder, separator = os.fsencode(FOLDER), os.fsencode(os.pathsep)
+    entries = path.split(separator) if path is not None else []
+    if before:  # the environment of a child was copied
+        entries = [entry for entry in entries if entry != folder]
+        path = None if not entries and not before.startswith(b"1") else separator.join(entries)
+    others.append(_PYTHONPATH + (folder + separator + path if path else folder))
+    others.append(_VARIABLE + (b"0" if path is None else b"1") + _SEPARATOR.encode() + _said)
+    return others
+
+
+def told_mapping(environment: Mapping[Any, Any]) -> dict[bytes, bytes] | None:
+    """Return a mapping of an environment with what the child is told; None if it has to go through as it is."""
+    pairs = []
+    for name, value in dict(environment).items():
+        one, two = os.fsencode(name), os.fsencode(value)
+        if not one or b"=" in one or b"\0" in one + two:  # an error, for the original to say
+            return None
+        pairs.append(one + b"=" + two)
+    found = told(pairs)
+    return None if found is None else dict(pair.split(b"=", 1) for pair in found)
+
+
+def wants(programs: Sequence[Any], arguments: Sequence[Any], *, inherited: bool) -> bool:
+    """Return whether a process that is to be executed shall be told.
+
+    Args:
+        programs: Paths of the program, the first that exists is executed.
+        arguments: With the program's name as the first.
+        inherited: Whether its environment is that of this process.
+    """
+    if _said is None or not programs:
+        return False
+    paths = [os.fsencode(path) for path in programs if not isinstance(path, int)]
+    words = [os.fsencode(word) for word in arguments]
+    if not paths:
+        return inherited
+    if _is_python(os.path.basename(paths[0])):
+        return not _wants_none_of_it(words[1:])
+    return inherited or _is_script_of_python(paths)
+
+
+def _is_python(name: bytes) -> bool:
+    return re.fullmatch(_PYTHON, name) is not None or name == os.fsencode(os.path.basename(sys.executable or "python"))
+
+
+def _wants_none_of_it(words: Sequence[bytes]) -> bool:
+    """Return whether the options of an interpreter say that it reads no ``PYTHONPATH`` or no ``sitecustomize``."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in _TAKES_ANOTHER:
+            del rest[:1]
+        elif word[:2] == b"--":
+            continue
+        elif word[:1] != b"-" or word == b"-":
+            return False
+        else:
+            for at, letter in enumerate(word[1:].decode("latin-1"), 2):
+                if letter in "IES":
+                    return True
+                if letter == "c":  # a helper without threads or locks, one a program
+                    return (word[at:] or b"".join(rest[:1])).startswith(_TRACKER)
+                if letter == "m":
+                    return False
+                if letter in "WX":
+                    if not word[at:]:
+                        del rest[:1]
+                    break
+    return False
+
+
+def _is_script_of_python(paths: Sequence[bytes]) -> bool:
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            head = os.read(descriptor, _SHEBANG_BYTES)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return head.startswith(b"#!") and b"python" in head.partition(b"\n")[0]
+    return False
+
+
+# ---------------------------------------------------------------- in the child
+
+
+def begin(fields: Iterable[str]) -> None:
+    """Install the agent as the parent said, at the start of a child; called by our ``sitecustomize``.
+
+    Raises:
+        Exception: Of any kind; the child then runs without.
+    """
+    inherited: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for field in fields:
+        name, _, value = field[1:].partition("=")
+        (inherited if field[0] == "+" else seen)[name] = value
+    own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and seen.get(name) != value}
+    variables = {**inherited, **own}
+    config = Config.from_sources({}, variables)
+    if not config.follow:
+        return
+    descriptors.begin_at(min(os.sysconf("SC_OPEN_MAX"), 1024) - _SPARE_NUMBERS)
+    from concagent import bootstrap
+
+    bootstrap.install_in_child(variables)
