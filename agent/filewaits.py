@@ -29,7 +29,6 @@ Limits     A hold is forgotten at a fork, through an inheritable descriptor, and
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core
@@ -343,6 +342,8 @@ class PollSource:
         """Add the attempts that both readings agree on."""
         if not two:
             return
+        from dataclasses import replace
+
         from concagent import interruptions, snapshots  # loaded by whoever takes a picture
         from concagent.model import RequestEdge
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from concagent.descriptors import lifted
 from concagent.errors import ConfigError
-from concagent.exporters.json import finding_line
-from concagent.model import Finding
+
+if TYPE_CHECKING:
+    from concagent.model import Finding
 
 # Names of streams that are symbolic links themselves; everywhere else a link could lead us into somebody's file.
 _STREAMS: Final = frozenset({"/dev/stdout", "/dev/stderr"})
@@ -62,6 +63,8 @@ class FindingsFile:
         Raises:
             OSError: The file is full, gone bad or closed.
         """
+        from concagent.exporters.json import finding_line  # with all value types; most programs find nothing
+
         if self._descriptor < 0:
             raise OSError(errno.EBADF, "the findings file is closed", self.path)
         if not self._is_ours():

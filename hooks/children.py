@@ -23,15 +23,15 @@ import io
 import os
 import stat
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
-from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
+
+    from concagent.model import Actor, CallSite
 
 SETTLE_NS: Final = 990_000_000  # a second, less what one tick may come early after another
 _DEPTH: Final = 8  # generations of shells
@@ -148,6 +148,10 @@ class ChildSource:
         self._serials = {pid: serials for pid, serials in self._serials.items() if pid in pids}
 
     def _add_child(self, builder: Any, actor: Actor, child: Child, since_ns: int, stuck: Pipe | None) -> None:
+        from dataclasses import replace  # with all value types; most programs never take a picture
+
+        from concagent.model import Actor, AssignmentEdge, RequestEdge, Resource
+
         pid = child.process.pid
         process, end, pipe = self._serials.setdefault(pid, _new_serials())
         name = _name_of(child.process)
@@ -190,6 +194,8 @@ def _name_of(process: Any) -> str:
 
 def _site(frame: FrameType | None) -> CallSite | None:
     """Return the program's line that waits."""
+    from concagent.model import CallSite
+
     while frame is not None and frame.f_globals.get("__name__") == "subprocess":
         frame = frame.f_back
     if frame is None:

@@ -36,16 +36,16 @@ import sys
 import types
 import weakref
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
-from concagent.model import AssignmentEdge, CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
+
+    from concagent.model import CallSite
 
 _BASE: Final = "concurrent.futures._base"
 _THREAD: Final = "concurrent.futures.thread"
@@ -118,6 +118,8 @@ class FutureSource:
 
     def add(self, builder: Any, one: dict[int, Waiting], two: dict[int, Waiting]) -> None:
         """Turn the conditions and events that were waited for into futures, with their holders."""
+        from dataclasses import replace  # with all value types; most programs never take a picture
+
         requests = {edge.actor: index for index, edge in enumerate(builder.requests)}
         for serial, now in two.items():
             index = requests.get(serial)
@@ -133,6 +135,10 @@ class FutureSource:
 
 
 def _describe(builder: Any, cell: Any, ends: Ends) -> None:
+    from dataclasses import replace
+
+    from concagent.model import AssignmentEdge, CallSite
+
     one = ends.how == "any-holder" and len(ends.holders) == 1 and not ends.growing
     builder.put_resource(
         replace(
@@ -163,6 +169,8 @@ def _waiting_codes(base: Any) -> dict[CodeType, str]:
 
 def _site(frame: FrameType | None) -> CallSite | None:
     """Return the program's line that waits: the innermost one that is neither ours nor the standard library's."""
+    from concagent.model import CallSite
+
     inside = False
     while frame is not None:
         of_futures = str(frame.f_globals.get("__name__", "")).startswith(_FOLDER)

@@ -19,15 +19,15 @@ Sources    CPython Lib/importlib/_bootstrap.py, ``_ModuleLock``: the table maps 
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
-from concagent.model import AssignmentEdge, CallSite, RequestEdge, Resource
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from concagent.model import CallSite
 
 _IMPORTLIB: Final = ("<frozen importlib", "importlib._bootstrap")
 
@@ -76,6 +76,10 @@ class ImportSource:
         if not two:
             self._since.clear()
             return
+        from dataclasses import replace  # with all value types; most programs never take a picture
+
+        from concagent.model import AssignmentEdge, RequestEdge, Resource
+
         blocked = {edge.actor for edge in builder.requests}
         seen = {}
         for serial, wait in two.items():
@@ -131,6 +135,8 @@ def _is_importlib(frame: FrameType) -> bool:
 
 def _importing_line(frame: FrameType | None) -> CallSite | None:
     """Return the program's line that imports: the innermost one outside of importlib."""
+    from concagent.model import CallSite
+
     while frame is not None and _is_importlib(frame):
         frame = frame.f_back
     if frame is None:
