@@ -44,6 +44,7 @@ FORK_SETTLE_NS: Final = 250_000_000
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
 
+SCRAPE_SECONDS: Final = 1.0  # a scrape waits no longer for the figures of child processes
 REPORT_CHECK_SECONDS: Final = 2.5  # a report on a signal waits no longer for the answer whether waits are endless
 
 
@@ -350,7 +351,7 @@ class Agent:
                 self._control = ControlServer(
                     runtime_directory(),
                     os.getpid(),
-                    report_commands(lambda: self.report("concagent report")),
+                    {**report_commands(lambda: self.report("concagent report")), "statistics": self._statistics_json},
                     on_thread=core.mark_agent_thread,
                     on_error=count_error,
                 )
@@ -368,7 +369,12 @@ class Agent:
         from concagent import __version__
         from concagent.exporters.prometheus import CONTENT_TYPE, Collector
 
-        collector = Collector(self.statistics, __version__, on_error=lambda error: state.count_error("scrape", error))
+        collector = Collector(
+            self.statistics,
+            __version__,
+            on_error=lambda error: state.count_error("scrape", error),
+            children=self._statistics_of_children,
+        )
         self._at_fork.append(collector)
 
         def graph() -> tuple[str, bytes]:
@@ -388,6 +394,20 @@ class Agent:
             ),
             "/graph": graph,
         }
+
+    def _statistics_json(self) -> bytes:
+        from concagent.exporters.json import statistics_to_json
+
+        return statistics_to_json(self.statistics()).encode("ascii")
+
+    def _statistics_of_children(self) -> dict[int, AgentStats | None]:
+        """Return the counters of the processes below this one; None for one that does not answer."""
+        from concagent import family
+        from concagent.exporters.json import statistics_from_json
+
+        pids = family.descendants(os.getpid())
+        answers = family.ask(pids, "statistics", SCRAPE_SECONDS, core.mark_agent_thread) if pids else {}
+        return {pid: statistics_from_json(answers[pid]) if pid in answers else None for pid in pids}
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
@@ -529,9 +549,16 @@ class Agent:
             to_stderr=to_stderr,
         )
 
-        def text() -> str:
+        def own() -> str:
             self.monitor.check(REPORT_CHECK_SECONDS)
             return self.render("text", self.config.report_signal)
+
+        def text() -> str:
+            if not self.config.report_tree:
+                return own()
+            from concagent import family
+
+            return family.report_text(os.getpid(), own=own, on_thread=core.mark_agent_thread)
 
         self.monitor.services.append(SignalReports(listener, text, directory, to_stderr, self._last_resort))
         self._undo.append(("report signal", listener.close))

@@ -154,10 +154,24 @@ timeout_option = click.option(
 @cli.command()
 @pid_argument
 @click.option("--format", "form", type=click.Choice(["text", "json", "dot"]), default="text", show_default=True)
+@click.option("--tree", is_flag=True, help="Show all processes of the program that PID belongs to (text or json).")
 @timeout_option
-def report(pid: int, form: str, timeout: float) -> None:
+def report(pid: int, form: str, tree: bool, timeout: float) -> None:
     """Show what all threads of process PID hold and wait for, now."""
-    _write(control.request(pid, f"report-{form}", timeout))
+    if not tree:
+        _write(control.request(pid, f"report-{form}", timeout))
+        return
+    from concagent import family
+
+    if form == "dot":
+        raise click.UsageError("--tree is for text and json; ask each process for its graph")
+    if not os.path.exists("/proc/self/stat"):
+        raise click.UsageError("--tree needs /proc, which this system does not have")
+    if not os.path.exists(f"/proc/{pid}"):
+        raise control.NoProcessError(f"no process {pid}")
+    limit = min(timeout, family.ANSWER_SECONDS)
+    text = family.report_text(pid, limit) if form == "text" else family.report_json(pid, limit)
+    _write(text.encode("utf-8", "backslashreplace"))
 
 
 @cli.command()

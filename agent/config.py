@@ -442,6 +442,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "Directory of report files; by default one of the user's, mode 0700.",
     ),
     Option(
+        "report_tree", Switch(), False, "Whether that report shows all processes of the program, children and parents."
+    ),
+    Option(
         "last_resort_after",
         Duration(),
         5.0,
@@ -527,6 +530,7 @@ class Config(NamedTuple):
     report_signal: str = _default("report_signal")
     report_to: Literal["stderr", "file", "both"] = _default("report_to")
     report_dir: str | None = _default("report_dir")
+    report_tree: bool = _default("report_tree")
     last_resort_after: float = _default("last_resort_after")
     socket: bool = _default("socket")
     metrics_port: int | None = _default("metrics_port")

@@ -253,7 +253,7 @@ class Union:
         names = {}
         for slot in board.slots():
             process = (slot.pid, slot.start)
-            one = _decode(slot.payload, process)
+            one = decode(slot.payload, process)
             if one is None:
                 continue
             names[process] = one.name
@@ -379,7 +379,8 @@ def _encode(said: Said) -> bytes:
     return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[])[1:]).encode()
 
 
-def _decode(payload: bytes, process: Process) -> Said | None:
+def decode(payload: bytes, process: Process) -> Said | None:
+    """Return what a slot says, None if it says nothing that can be read."""
     try:
         values = json.loads(payload)
         return Said(process, *values) if values else None

@@ -496,6 +496,26 @@ def request(pid: int, command: str, timeout: float = 10.0) -> bytes:
     raise NoAgentError(f"process {pid} runs without concagent, or with socket=off")
 
 
+def has_socket(pid: int) -> bool:
+    """Return whether a process seems to listen; its socket may be stale."""
+    try:
+        uid = _owner(pid)
+        folders = _directories_of(pid, os.geteuid() if uid is None else uid)
+        return any(os.path.exists(os.path.join(folder, f"{pid}.sock")) for folder in folders)
+    except (OSError, ValueError):
+        return False
+
+
+def listening() -> list[int]:
+    """Return the processes of this user that seem to listen, where this process would."""
+    found = set()
+    for directory in _directories(os.environ, os.geteuid()):
+        with contextlib.suppress(OSError):
+            matches = [re.fullmatch(_SOCKET_NAME, name) for name in os.listdir(directory)]
+            found |= {int(match[1]) for match in matches if match is not None}
+    return sorted(pid for pid in found if _exists(pid))
+
+
 def _ask(directory: str, pid: int, command: str, timeout: float, owner: int | None) -> bytes:
     """Return the answer of the agent that listens in a directory."""
     deadline = _real.monotonic_ns() + int(timeout * 1e9)

@@ -11,6 +11,7 @@ Not kept   ``suppressed`` of a finding: a suppressed finding is never written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -19,6 +20,7 @@ from concagent.errors import ConfigError
 from concagent.exporters._scene import Scene, scene_of_snapshot
 from concagent.model import (
     SCHEMA,
+    AgentStats,
     CallSite,
     ClassStatistics,
     Finding,
@@ -143,6 +145,34 @@ def report_to_json(report: Report) -> str:
         },
     }
     return json.dumps(data, ensure_ascii=True, default=str) + "\n"
+
+
+def statistics_to_json(statistics: AgentStats) -> str:
+    """Return all counters, for another process of the program: see `statistics_from_json`."""
+    return json.dumps(dataclasses.asdict(statistics), ensure_ascii=True)
+
+
+def statistics_from_json(text: bytes) -> AgentStats:
+    """Return the counters that another process wrote.
+
+    Raises:
+        ValueError: It is of another version.
+    """
+    try:
+        values = {name: _frozen(value) for name, value in json.loads(text).items()}
+        values["classes"] = tuple(ClassStatistics(**entry) for entry in values["classes"])
+        return AgentStats(**values)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("not the counters of this version") from error
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value of JSON with tuples for lists."""
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _frozen(item) for name, item in value.items()}
+    return value
 
 
 def _actor_to_dict(scene: Scene, actor: FindingActor) -> dict[str, Any]:

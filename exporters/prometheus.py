@@ -21,6 +21,8 @@ Invariants M1 every metric of ``METRICS`` is in every scrape, and nothing else i
            M2 no series of a lock class ever falls, whatever ``statistics()`` returns.
            M3 over all labels, the series of one lock metric add up to the total over all classes.
            M4 there are at most ``limit`` labels beside ``other``.
+           M5 what a process below this one counts has the label ``pid`` and goes with the process; what this one counts has
+              none.  Their histograms are left out, and so are processes beyond the first `PROCESSES`.
 Limits     a class promoted late begins near 0: its earlier events stay in ``other``.  A class that came to be after
            ``limit`` labels were given stays in ``other`` for good.
 Cost       O(classes) per scrape.  ``prometheus_client`` is imported by the first call, not by this module.
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 OTHER: Final = "other"
+# Processes that get series of their own, and lock classes of each: a server's workers, not a build's compilers.
+PROCESSES: Final = 64
+_TOP_OF_CHILD: Final = 5
 
 # Closed sets: where an error of the agent can be caught, and what can be full.  Anything else is counted as ``other``, so
 # a name made up at run time (a URL, say, which can hold a password) never becomes a label.
@@ -235,6 +240,12 @@ METRICS: Final = (
         "Processor time used by the threads of the agent.",
     ),
     Metric(
+        "concagent_child_processes",
+        "gauge",
+        ("state",),
+        "Processes below this one that have the agent, by whether they answered this scrape.",
+    ),
+    Metric(
         "concagent_build_info",
         "info",
         ("version", "core", "python"),
@@ -341,6 +352,7 @@ class Collector:
         top: int = 20,
         limit: int | None = None,
         on_error: Callable[[Exception], None] | None = None,
+        children: Callable[[], Mapping[int, AgentStats | None]] | None = None,
     ) -> None:
         """Keep the source; nothing is read until the first scrape.
 
@@ -351,8 +363,11 @@ class Collector:
             limit: Labels given in the life of this collector; None for three times ``top``.
             on_error: Told about an error of ``statistics``, which the scrape itself survives.  May count it as an error
                 of the border ``scrape``: it appears once all the same.
+            children: Returns the statistics of the processes below this one by pid, None for one that did not answer.
         """
         self._statistics = statistics
+        self._children = children
+        self._classes_of: dict[int, _LockClasses] = {}
         self._version = version
         self._on_error = on_error
         self._top = top
@@ -372,7 +387,18 @@ class Collector:
         # Statistics are read under the lock: an older reading absorbed after a newer one would look like a restart.
         with self._lock:
             error = self._read()
+            below = self._read_children()
             values = self._values()
+            values["concagent_child_processes"] = {
+                ("answered",): sum(stats is not None for stats in below.values()),
+                ("silent",): sum(stats is None for stats in below.values()),
+            }
+            values_of = {
+                pid: self._values_of_child(pid, stats)
+                for pid, stats in list(below.items())[:PROCESSES]
+                if stats is not None
+            }
+            self._classes_of = {pid: self._classes_of[pid] for pid in values_of}
         if error is not None and self._on_error is not None:
             self._on_error(error)
         families = []
@@ -385,6 +411,11 @@ class Collector:
                     family.add_metric([], dict(zip(metric.labels, labels, strict=True)))
                 else:
                     family.add_metric(list(labels), value)
+            if metric.type in {"counter", "gauge"}:
+                for pid, of_child in values_of.items():
+                    for labels, value in of_child.get(metric.name, {}).items():
+                        named = dict(zip(metric.labels, labels, strict=True))
+                        family.add_sample(metric.name, {**named, "pid": str(pid)}, value)
             families.append(family)
         return families
 
@@ -405,6 +436,19 @@ class Collector:
         self._classes = _LockClasses(self._top, self._limit)
         self._last = AgentStats()
         self._errors = 0
+        self._classes_of = {}
+
+    def _read_children(self) -> Mapping[int, AgentStats | None]:
+        """Return the statistics of the processes below; none if that fails, which is counted."""
+        try:
+            return self._children() if self._children is not None else {}
+        except Exception:  # noqa: BLE001  # a border, as `_read`
+            self._errors += 1
+            return {}
+
+    def _values_of_child(self, pid: int, stats: AgentStats) -> dict[str, dict[tuple[str, ...], Any]]:
+        classes = self._classes_of.setdefault(pid, _LockClasses(_TOP_OF_CHILD, 3 * _TOP_OF_CHILD))
+        return _values_of(stats, classes.absorb(stats.classes))
 
     def _read(self) -> Exception | None:
         """Read the statistics; return the error if that failed, in which case the last ones stay."""
@@ -416,53 +460,18 @@ class Collector:
         return None
 
     def _values(self) -> dict[str, dict[tuple[str, ...], Any]]:
-        """Return the values of all metrics by name and label values."""
-        stats = self._last
-        classes = self._classes.absorb(stats.classes)
-        return {
-            "concagent_findings_total": _added(stats.findings, FINDING_SERIES),
-            "concagent_open_findings": {(): stats.open_findings},
-            "concagent_suppressed_findings_total": {(): stats.suppressed_findings},
-            "concagent_open_deadlocks": {(): stats.deadlocks_open},
-            "concagent_deadlocked_threads": {(): stats.deadlocked_threads},
-            "concagent_blocked_threads": {(): stats.blocked_threads},
-            "concagent_longest_wait_seconds": {(): stats.longest_wait_seconds},
-            "concagent_lock_acquisitions_total": {(label,): totals.acquisitions for label, totals in classes.items()},
-            "concagent_lock_contentions_total": {(label,): totals.contentions for label, totals in classes.items()},
-            "concagent_lock_wait_seconds": {
-                (label,): (_cumulative(totals.waits), totals.wait_seconds) for label, totals in classes.items()
-            },
-            "concagent_lock_hold_seconds": {
-                (label,): (_cumulative(totals.holds), totals.hold_seconds) for label, totals in classes.items()
-            },
-            "concagent_locks_alive": {(): stats.locks_alive},
-            "concagent_locks_created_total": {(): stats.locks_created},
-            "concagent_untracked_locks": {(): stats.untracked_locks},
-            "concagent_threads_seen_total": {(): stats.threads_seen},
-            "concagent_order_edges": {(): stats.order_edges},
-            "concagent_open_resources": _added(_singles(stats.open_resources), [("file",)]),
-            "concagent_leaked_resources": _added(_singles(stats.leaked_resources), [("file",)]),
-            "concagent_agent_errors_total": self._agent_errors(),
-            "concagent_dropped_events_total": _added(
-                [((_closed(queue, QUEUES),), count) for queue, count in stats.dropped_events],
-                [(queue,) for queue in QUEUES],
-            ),
-            "concagent_agent_cpu_seconds_total": {(): stats.agent_cpu_seconds},
-            "concagent_build_info": {(self._version, stats.core, platform.python_version()): 1},
-        }
+        """Return the values of all metrics by name and label values.
 
-    def _agent_errors(self) -> dict[tuple[str, ...], int]:
-        """Return errors by border, those of scraping among them.
-
-        Who was told by ``on_error`` may have counted them, too; but as long as ``statistics`` fails, only we can show
+        Who was told by ``on_error`` may have counted errors of ``statistics``, too; but as long as it fails, only we can show
         them.  Both counts are of the same errors, so the greater one is right, and it never falls.
         """
-        errors = _added(
-            [((_closed(border, BORDERS),), count) for border, count in self._last.agent_errors],
-            [(border,) for border in BORDERS],
+        stats = self._last
+        values = _values_of(stats, self._classes.absorb(stats.classes))
+        values["concagent_agent_errors_total"]["scrape",] = max(
+            values["concagent_agent_errors_total"]["scrape",], self._errors
         )
-        errors["scrape",] = max(errors["scrape",], self._errors)
-        return errors
+        values["concagent_build_info"] = {(self._version, stats.core, platform.python_version()): 1}
+        return values
 
 
 def register(
@@ -499,6 +508,43 @@ def render(statistics: Callable[[], AgentStats], version: str = "") -> bytes:
     of lock classes never fall is remembered there.
     """
     return Collector(statistics, version).render()
+
+
+def _values_of(stats: AgentStats, classes: Mapping[str, _Totals]) -> dict[str, dict[tuple[str, ...], Any]]:
+    """Return the values of one process by name and label values."""
+    return {
+        "concagent_findings_total": _added(stats.findings, FINDING_SERIES),
+        "concagent_open_findings": {(): stats.open_findings},
+        "concagent_suppressed_findings_total": {(): stats.suppressed_findings},
+        "concagent_open_deadlocks": {(): stats.deadlocks_open},
+        "concagent_deadlocked_threads": {(): stats.deadlocked_threads},
+        "concagent_blocked_threads": {(): stats.blocked_threads},
+        "concagent_longest_wait_seconds": {(): stats.longest_wait_seconds},
+        "concagent_lock_acquisitions_total": {(label,): totals.acquisitions for label, totals in classes.items()},
+        "concagent_lock_contentions_total": {(label,): totals.contentions for label, totals in classes.items()},
+        "concagent_lock_wait_seconds": {
+            (label,): (_cumulative(totals.waits), totals.wait_seconds) for label, totals in classes.items()
+        },
+        "concagent_lock_hold_seconds": {
+            (label,): (_cumulative(totals.holds), totals.hold_seconds) for label, totals in classes.items()
+        },
+        "concagent_locks_alive": {(): stats.locks_alive},
+        "concagent_locks_created_total": {(): stats.locks_created},
+        "concagent_untracked_locks": {(): stats.untracked_locks},
+        "concagent_threads_seen_total": {(): stats.threads_seen},
+        "concagent_order_edges": {(): stats.order_edges},
+        "concagent_open_resources": _added(_singles(stats.open_resources), [("file",)]),
+        "concagent_leaked_resources": _added(_singles(stats.leaked_resources), [("file",)]),
+        "concagent_agent_errors_total": _added(
+            [((_closed(border, BORDERS),), count) for border, count in stats.agent_errors],
+            [(border,) for border in BORDERS],
+        ),
+        "concagent_dropped_events_total": _added(
+            [((_closed(queue, QUEUES),), count) for queue, count in stats.dropped_events],
+            [(queue,) for queue in QUEUES],
+        ),
+        "concagent_agent_cpu_seconds_total": {(): stats.agent_cpu_seconds},
+    }
 
 
 def _family(metric: Metric) -> Family:

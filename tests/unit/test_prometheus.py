@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from concagent.exporters import prometheus
+from concagent.exporters.json import statistics_from_json, statistics_to_json
 from concagent.exporters.prometheus import METRICS, OTHER, Collector
 from concagent.model import KINDS, WAIT_BUCKETS_SECONDS, AgentStats, ClassStatistics
 
@@ -476,3 +477,73 @@ def test_every_name_in_the_document_and_in_the_rules_is_scraped() -> None:
         names = set(re.findall(r"\bconcagent_[a-z_]+\b", file.read_text(encoding="utf-8")))
         unknown = names - scraped - {metric.name for metric in METRICS}
         assert not unknown, file.name
+
+
+# ---------------------------------------------------------------- children
+
+
+def counted(**more: object) -> AgentStats:
+    entry = ClassStatistics("app.py:7", "lock", 5, 2, 0.5, (1,) * 9, 1.5, 3, (2,) * 9)
+    figures: dict[str, object] = {"findings": ((("deadlock", "lock", "proven"), 2),), "classes": (entry,), **more}
+    return AgentStats(**figures)  # type: ignore[arg-type]
+
+
+def test_what_children_count_has_their_pid_and_what_the_process_counts_has_none() -> None:
+    collector = Collector(Source(counted()), "1", children=lambda: {7: counted(order_edges=3), 8: None})
+
+    series = parse(collector.render())
+
+    found = {"kind": "deadlock", "resource_kind": "lock", "confidence": "proven"}
+    assert value(series, "concagent_findings_total", **found) == 2
+    assert value(series, "concagent_findings_total", **found, pid="7") == 2
+    assert value(series, "concagent_order_edges", pid="7") == 3
+    assert value(series, "concagent_lock_contentions_total", lock_class="app.py:7", pid="7") == 2
+    assert value(series, "concagent_child_processes", state="answered") == 1
+    assert value(series, "concagent_child_processes", state="silent") == 1
+    assert not [key for key in series if ("pid", "8") in key[1]]
+
+
+def test_a_process_without_children_has_no_label_pid() -> None:
+    series = parse(Collector(Source(counted()), "1", children=dict).render())
+
+    assert not [labels for _, labels in series if "pid" in dict(labels)]
+    assert value(series, "concagent_child_processes", state="answered") == 0
+
+
+def test_the_series_of_a_child_go_with_it() -> None:
+    below = {7: counted()}
+    collector = Collector(Source(), "1", children=lambda: below)
+    collector.render()
+    below.clear()
+
+    assert not [labels for _, labels in parse(collector.render()) if "pid" in dict(labels)]
+
+
+def test_there_are_no_series_of_more_children_than_the_limit() -> None:
+    below = dict.fromkeys(range(1000, 1000 + 2 * prometheus.PROCESSES), counted())
+
+    series = parse(Collector(Source(), "1", children=lambda: below).render())
+
+    assert len({dict(labels).get("pid") for _, labels in series} - {None}) == prometheus.PROCESSES
+    assert value(series, "concagent_child_processes", state="answered") == 2 * prometheus.PROCESSES
+
+
+def test_children_that_cannot_be_read_cost_an_error_and_not_the_scrape() -> None:
+    def broken() -> dict[int, AgentStats | None]:
+        raise RuntimeError("torn")
+
+    series = parse(Collector(Source(counted()), "1", children=broken).render())
+
+    assert value(series, "concagent_agent_errors_total", border="scrape") == 1
+
+
+def test_counters_reach_another_process_unchanged() -> None:
+    stats = counted(open_resources=(("file", 3),), agent_cpu_seconds=0.25)
+
+    assert statistics_from_json(statistics_to_json(stats).encode()) == stats
+
+
+def test_counters_of_another_version_are_refused() -> None:
+    for text in (b'{"classes": [], "unheard_of": 1}', b"[]", b'{"classes": [{}]}', b"not json"):
+        with pytest.raises(ValueError, match=r"."):
+            statistics_from_json(text)
