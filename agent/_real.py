@@ -67,6 +67,19 @@ importlib_bootstrap: Final[Any] = _importlib_bootstrap
 _OWN_FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
 
 
+agent_idents: Final[set[int]] = set()  # of the agent's threads that run; cleared in a fork's child
+
+
+def run_agent_thread(function: Callable[..., object], args: tuple[Any, ...] = ()) -> None:
+    """Call ``function`` as what a thread of the agent does, from its beginning to its end."""
+    ident = get_ident()
+    agent_idents.add(ident)
+    try:
+        function(*args)
+    finally:
+        agent_idents.discard(ident)
+
+
 def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -> int:
     """Start a thread of the agent and return its ident: a raw thread that no signal to the process is delivered to.
 
@@ -78,13 +91,13 @@ def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -
     """
     set_mask = getattr(_signal, "pthread_sigmask", None)
     if set_mask is None:
-        return start_new_thread(function, args)
+        return start_new_thread(run_agent_thread, (function, args))
     # Asked for first: setting it can raise, since it runs Python handlers of signals that came.
     former = set_mask(_signal.SIG_BLOCK, ())
     try:
         faults = {getattr(_signal, name, 0) for name in _OWN_FAULTS}
         set_mask(_signal.SIG_BLOCK, _signal.valid_signals() - faults)
-        return start_new_thread(function, args)  # the thread inherits the mask of its creator
+        return start_new_thread(run_agent_thread, (function, args))  # the thread inherits the mask of its creator
     finally:
         set_mask(_signal.SIG_SETMASK, former)
 

@@ -417,6 +417,7 @@ class Agent:
             filelocks,
             files,
             fork,
+            frames,
             futures,
             imports,
             locks,
@@ -443,6 +444,7 @@ class Agent:
             imports.add_patches(self._patches)
         if "threads" in families:
             threads.add_patches(self._patches)
+            frames.add_patches(self._patches)
             children.add_patches(self._patches)
             processes.add_patches(self._patches, self._watch_processes)
             if self.config.follow:
@@ -658,6 +660,7 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Begin anew: no findings, no threads but the caller's, sockets and pipes of our own."""
         self._paused = False
+        _real.agent_idents.clear()
         core.after_fork_in_child()
         state.after_fork_in_child()
         filewaits.forked()

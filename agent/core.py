@@ -171,7 +171,7 @@ def start_thread_late(function: Callable[[], object], descriptors: tuple[int, ..
     if NAME != "c":
         return False
     try:
-        implementation.start_thread_late(function, descriptors, timeout_ns)
+        implementation.start_thread_late(lambda: _real.run_agent_thread(function), descriptors, timeout_ns)
     except (NotImplementedError, OSError):
         return False
     return True

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from concagent import core
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 QUIET = "import concagent; concagent.install(stderr=False, log=False)\n"
@@ -203,7 +201,6 @@ def test_the_frame_that_forked_is_not_kept() -> None:
     assert run(code, "-W", "ignore") == (0, "True\n", "")
 
 
-@pytest.mark.skipif(core.NAME != "c", reason="the Python twin has only threads that Python knows")
 def test_a_child_has_no_thread_that_it_did_not_start() -> None:
     code = """
         import os, sys, threading, warnings
