@@ -83,6 +83,16 @@ def _arguments(frame: FrameType) -> list[Any]:
             found.clear()
 
 
+def is_of_handler(error: BaseException) -> bool:
+    """Return whether an exception comes from a signal handler, or from what that has called."""
+    at = error.__traceback__
+    while at is not None:
+        if kind_of(at.tb_frame) == SIGNAL:
+            return True
+        at = at.tb_next
+    return False
+
+
 def describe(frame: FrameType, kind: str) -> str:
     """Return what interrupted, in words: ```__del__` of Connection``, ``the handler on_alarm() of SIGALRM``."""
     name = _name(frame.f_code)

@@ -108,7 +108,7 @@ class Monitor(core.Listener):
             state.post(state.RingEvent(records, epochs, _real.monotonic_ns()))
             self.wake()
         except Exception as error:  # noqa: BLE001 - border: the program's acquire must go on with plain semantics
-            state.count_error("core", error)
+            state.count_error("core", error)  # raises what is the program's own
         return None
 
     def orphan(self, record: Any, wait: Any, hold: Any) -> BaseException | None:  # noqa: ARG002 - the listener's signature

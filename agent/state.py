@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from concagent import _real, core
+from concagent import _real, core, interruptions
 from concagent.discipline import discipline
 
 if TYPE_CHECKING:
@@ -322,7 +322,14 @@ def count_drop(queue: str) -> None:
 
 
 def count_error(border: str, error: BaseException) -> None:
-    """Count an internal failure at one of the borders (hook, sink, monitor ...); its text is kept for the report."""
+    """Count an internal failure at one of the borders (hook, sink, monitor ...); its text is kept for the report.
+
+    Raises:
+        The error itself, where a signal handler of the program has raised it in the midst of our code: it is the program's, and
+        goes where it would have gone without us.
+    """
+    if interruptions.is_of_handler(error):
+        raise error
     _errors[border] = _errors.get(border, 0) + 1
     _error_texts.append((border, f"{type(error).__name__}: {error}"))
 

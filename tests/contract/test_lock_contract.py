@@ -1,6 +1,6 @@
 """What is true of ``threading.Lock`` is true of ours, on every twin: asked side by side with the original of this version."""
 
-# ruff: noqa: ARG001, B023, N818  recording is asked for its effect; lambdas are called at once; an alarm is no error
+# ruff: noqa: ARG001, B023  recording is asked for its effect; lambdas are called at once; an alarm is no error
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from storms import Alarm, Alarms, Storm
 
 from concagent import _real, rings
 
@@ -525,10 +526,6 @@ def test_a_ring_of_two_is_heard_of_once_by_the_last_of_its_members(twin: Any, re
 # ---------------------------------------------------------------- interruptions
 
 
-class _Alarm(Exception):
-    """Raised by a signal handler."""
-
-
 def _skip_where_with_is_unsound(twin: Any) -> None:
     """Skip on CPython 3.14 with the C core: its ``with`` looks for signals between ``__enter__`` and the block.
 
@@ -540,58 +537,6 @@ def _skip_where_with_is_unsound(twin: Any) -> None:
 
 
 needs_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
-
-
-class _Storm:
-    """A timer whose handler is called wherever the main thread is.
-
-    Nothing is collected meanwhile: what a handler raises in a finalizer or in a callback of the collector (the test
-    framework has some) is printed and lost, with any lock.
-    """
-
-    def __init__(self, seconds: float, handler: Callable[[int, Any], Any]) -> None:
-        self.seconds, self.handler = seconds, handler
-
-    def __enter__(self) -> _Storm:
-        self.was_collecting = gc.isenabled()
-        gc.disable()
-        self.before = signal.signal(signal.SIGALRM, self.handler)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.before)
-        if self.was_collecting:
-            gc.enable()
-
-
-class _Alarms(_Storm):
-    """A storm that raises `_Alarm` while somebody has said, by ``armed``, that he catches it."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds, self.interrupt)
-        self.armed, self.alarms, self.lost = False, 0, 0
-
-    def interrupt(self, _signal: int, _frame: Any) -> None:
-        if self.armed:
-            self.armed = False  # once: the clean-up of whoever catches it is not what is tested
-            raise _Alarm
-
-    def __enter__(self) -> _Alarms:
-        super().__enter__()
-        return self
-
-    def interrupt_passes(self, lock: Any) -> None:
-        """Take the lock and give it back until an alarm ends that."""
-        try:
-            self.armed = True
-            while self.armed:
-                with lock:
-                    pass
-            self.lost += 1
-        except _Alarm:
-            self.alarms += 1
 
 
 @needs_timer
@@ -606,7 +551,7 @@ def test_a_with_block_that_is_interrupted_leaves_the_lock_free(
     lock, kept = getattr(twin, kind)(), 0
 
     deadline = time.monotonic() + 2
-    with _Alarms(0.0002) as storm:
+    with Alarms(0.0002) as storm:
         while time.monotonic() < deadline:
             storm.interrupt_passes(lock)
             probe = lock.locked() if hasattr(lock, "locked") else lock._is_owned()
@@ -636,7 +581,7 @@ def test_interrupted_waiters_take_no_wake_up_along(twin: Any, recorder: Any, kin
     for other in others:
         other.start()
     deadline = time.monotonic() + 2
-    with _Alarms(0.0005) as storm:
+    with Alarms(0.0005) as storm:
         while time.monotonic() < deadline:
             storm.interrupt_passes(lock)
     before = list(passes)
@@ -663,7 +608,7 @@ def test_a_signal_handler_may_take_the_rlock_that_it_interrupted(twin: Any, reco
             depths.add(lock._is_owned())
 
     deadline = time.monotonic() + 1.5
-    with _Storm(0.0002, handler):
+    with Storm(0.0002, handler):
         while time.monotonic() < deadline:
             with lock:
                 with lock:
@@ -685,7 +630,7 @@ def test_waiting_goes_on_after_a_signal_whose_handler_returns(twin: Any, recorde
     calls: list[int] = []
     start = time.monotonic()
 
-    with _Storm(0.01, lambda *_: calls.append(1)):
+    with Storm(0.01, lambda *_: calls.append(1)):
         got = lock.acquire(timeout=0.3)
 
     assert not got
@@ -996,14 +941,14 @@ def test_who_is_interrupted_as_the_lock_is_given_neither_loses_nor_keeps_it(
     hogging = threading.Thread(target=hog, daemon=True)
     hogging.start()
     deadline = time.monotonic() + 2
-    with _Alarms(0.0031) as storm:
+    with Alarms(0.0031) as storm:
         while time.monotonic() < deadline:
             try:
                 storm.armed = True
                 with lock:
                     passes += 1
                     storm.armed = False
-            except _Alarm:
+            except Alarm:
                 storm.alarms += 1
             storm.armed = False
     before = holds[0]
@@ -1039,7 +984,7 @@ def test_a_handler_that_interrupts_a_wait_may_take_the_same_lock(twin: Any, reco
     hogging = threading.Thread(target=hog, daemon=True)
     hogging.start()
     _until(lock.locked)
-    with _Storm(0.03, handler), lock:
+    with Storm(0.03, handler), lock:
         pass
     stop.set()
     hogging.join(20)

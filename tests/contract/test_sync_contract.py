@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import queue
 import signal
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from storms import Alarms
 
 import concagent
 from concagent import core, state
@@ -219,3 +222,59 @@ def test_a_method_kept_by_the_program_works_after_uninstall() -> None:
     with condition:
         assert not wait(0)
     assert core.current_record().waiting() is None
+
+
+# ---------------------------------------------------------------- alarms in the midst of hooks
+
+
+def _interruptible() -> dict[str, Callable[[], Any]]:
+    condition, event, semaphore = threading.Condition(), threading.Event(), threading.Semaphore(0)
+    full, simple, items = queue.Queue(1), queue.SimpleQueue(), queue.Queue()
+    full.put(0)
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def wait() -> None:
+        with condition:
+            condition.wait(0.00001)
+
+    def put() -> None:
+        with contextlib.suppress(queue.Full):
+            full.put(1, timeout=0.00001)
+
+    def get(jobs: Any) -> Callable[[], None]:
+        def call() -> None:
+            with contextlib.suppress(queue.Empty):
+                jobs.get(timeout=0.00001)
+
+        return call
+
+    def result() -> None:
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            future.result(timeout=0.00001)
+
+    return {
+        "condition": wait,
+        "event": lambda: event.wait(0.00001),
+        "semaphore": lambda: semaphore.acquire(timeout=0.00001),
+        "put": put,
+        "get": get(items),
+        "get of a simple queue": get(simple),
+        "result": result,
+    }
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("call", _interruptible())
+@pytest.mark.usefixtures("agent")
+def test_what_a_handler_raises_in_the_midst_of_a_hook_is_not_lost(call: str) -> None:
+    calls = _interruptible()  # made with the agent installed
+
+    deadline = time.monotonic() + 1.5
+    with Alarms(0.0003) as storm:
+        while time.monotonic() < deadline:
+            # The originals themselves lose their lock if they are interrupted between giving it back and taking it again.
+            with contextlib.suppress(RuntimeError):
+                storm.interrupt(calls[call])
+
+    assert storm.alarms > 50
+    assert storm.lost == 0
