@@ -472,6 +472,7 @@ static PyMethodDef core_methods[] = {
      "Return how many threads of the process it is: 0 or 1."},
     {"last_resort_requests", core_last_resort_requests, METH_NOARGS, "Return how often the signal came."},
     {"last_resort_answer", core_last_resort_answer, METH_O, "Say that requests up to this number have their answer."},
+    {"hurry_late_thread", core_hurry_late_thread, METH_NOARGS, "Have a thread begin that was to do so late."},
     {"start_thread_late", core_start_thread_late, METH_VARARGS,
      "Call a function in a thread that Python does not know until then."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},

@@ -292,6 +292,7 @@ PyObject *core_last_resort_threads(PyObject *module, PyObject *none);
 
 /* _core_latethread.c */
 PyObject *core_start_thread_late(PyObject *module, PyObject *args);
+PyObject *core_hurry_late_thread(PyObject *module, PyObject *ignored);
 
 /* What acquire's arguments ask for. */
 typedef struct {

@@ -10,6 +10,10 @@
  * Before that it takes no lock and allocates nothing, so a fork beside it is harmless.  All signals but faults of its
  * own are blocked in it, as in all threads of the agent.
  *
+ * A child that was executed has no descriptors of the agent's until then, either.  Its thread waits for the time, or to
+ * be hurried, on a condition of which nobody else knows: a fork's child, whose threads wait for descriptors, does not
+ * use it.
+ *
  * Limits   a process that has one is no more of one thread for the operating system.  Where there are no POSIX threads
  *          there is no such thread, and no fork either.
  */
@@ -20,6 +24,7 @@
 #  include <poll.h>
 #  include <pthread.h>
 #  include <signal.h>
+#  include <time.h>
 
 typedef struct {
     PyObject *function; /* owned */
@@ -28,11 +33,34 @@ typedef struct {
     struct pollfd ready[];
 } LateThread;
 
+static pthread_mutex_t hurry_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t hurry_condition =
+    PTHREAD_COND_INITIALIZER; /* waits by the wall clock: an early end does no harm */
+static int hurried;
+
+static void
+wait_to_be_hurried(int64_t left_ns)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    int64_t nanoseconds = end.tv_nsec + (left_ns > 0 ? left_ns : 0);
+    end.tv_sec += (time_t)(nanoseconds / 1000000000);
+    end.tv_nsec = (long)(nanoseconds % 1000000000);
+    pthread_mutex_lock(&hurry_mutex);
+    while (!hurried && pthread_cond_timedwait(&hurry_condition, &hurry_mutex, &end) == 0) {
+    }
+    hurried = 0;
+    pthread_mutex_unlock(&hurry_mutex);
+}
+
 static void *
 begin_late(void *argument)
 {
     LateThread *self = argument;
-    for (;;) {
+    if (self->count == 0) {
+        wait_to_be_hurried(self->until_ns - now_ns());
+    }
+    while (self->count > 0) {
         int64_t left_ns = self->until_ns - now_ns();
         int left_ms = left_ns <= 0 ? 0 : left_ns / 1000000 >= INT_MAX ? INT_MAX : (int)(left_ns / 1000000) + 1;
         /* A descriptor that was closed meanwhile counts as ready: somebody has to look. */
@@ -71,7 +99,7 @@ create(LateThread *self, pthread_t *thread)
 }
 
 /* start_thread_late(function, descriptors, timeout_ns): call function() in a thread of its own, not before one of the
- * descriptors can be read or the time is over. */
+ * descriptors can be read or the time is over; without descriptors also when it is hurried. */
 PyObject *
 core_start_thread_late(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -108,7 +136,24 @@ core_start_thread_late(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* hurry_late_thread(): have a thread that waits for no descriptors begin now. */
+PyObject *
+core_hurry_late_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    pthread_mutex_lock(&hurry_mutex);
+    hurried = 1;
+    pthread_cond_signal(&hurry_condition);
+    pthread_mutex_unlock(&hurry_mutex);
+    Py_RETURN_NONE;
+}
+
 #else
+
+PyObject *
+core_hurry_late_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    Py_RETURN_NONE;
+}
 
 PyObject *
 core_start_thread_late(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
     from concagent.pollwatch import PollWatch
+    from concagent.reportsignal import ReportSignal
     from concagent.suppressions import Suppression
 
 # A child that calls exec has done so by then, and callbacks of `os.register_at_fork` that come after ours have run.
 FORK_SETTLE_NS: Final = 250_000_000
+LATE_NS: Final = 100_000_000  # how long a child that was executed goes without descriptors of the agent
 
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
@@ -81,8 +83,7 @@ def install_in_child(variables: Mapping[str, str]) -> None:
 def _install(config: Config, inherited: tuple[Config, Mapping[str, str]] | None = None) -> Agent:
     global _agent
     core.choose(config.core)
-    agent = Agent(config)
-    agent.inherited = inherited
+    agent = Agent(config, inherited)
     agent.start()
     _agent = agent
     for callback in _early_callbacks:
@@ -150,12 +151,14 @@ class Agent:
         inherited: In a child that was executed: its parent's options, and the variables that say so; else None.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, inherited: tuple[Config, Mapping[str, str]] | None = None) -> None:
         """Prepare everything that touches nothing outside of the agent."""
         self.config = config
-        self.inherited: tuple[Config, Mapping[str, str]] | None = None
+        self.inherited = inherited
+        # Most children that are executed end soon, and the lowest descriptors are theirs.
+        self._late = inherited is not None and core.NAME == "c"
         self.openings = Openings(on_unclosed=self._wake)
-        self.monitor = Monitor(config, _read_suppressions(config.suppressions))
+        self.monitor = Monitor(config, _read_suppressions(config.suppressions), late=self._late)
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
         self._tasks = Tasks()
         self._loops: LoopWatch | None = None
@@ -309,7 +312,7 @@ class Agent:
         if config.findings is not None:
             from concagent.exporters.findings_file import FindingsFile
 
-            file = FindingsFile(config.findings)
+            file = FindingsFile(config.findings, late=self._late)
             self._undo.append(("findings file", file.close))
             monitor.sinks.append(("findings", file.write))
         if config.stderr:
@@ -354,6 +357,7 @@ class Agent:
                     {**report_commands(lambda: self.report("concagent report")), "statistics": self._statistics_json},
                     on_thread=core.mark_agent_thread,
                     on_error=count_error,
+                    late=self._late,
                 )
             except ConfigError as error:  # a read-only system must not keep the agent from its work
                 _logger().info("`concagent report PID` will not work: %s", error)
@@ -530,7 +534,7 @@ class Agent:
         problem = f"this system has no signal {self.config.report_signal}" if number is None else ""
         if number is not None:
             try:
-                listener = ReportSignal(int(number))
+                listener = ReportSignal(int(number), late=self._late)
             except PatchError as error:
                 problem = str(error)
         if problem:
@@ -563,11 +567,21 @@ class Agent:
             return family.report_text(os.getpid(), own=own, on_thread=core.mark_agent_thread)
 
         self.monitor.services.append(SignalReports(listener, text, directory, to_stderr, self._last_resort))
+        if self._late:
+            self.monitor.at_begin.append(lambda: self._begin_to_listen(listener))
         self._undo.append(("report signal", listener.close))
         self._at_fork.append(listener)
 
+    def _begin_to_listen(self, listener: ReportSignal) -> None:
+        listener.reopen()
+        if self._last_resort is not None and self._last_resort.requests():
+            listener.ask()
+
     def _start_thread(self) -> None:
-        self.monitor.start()
+        if self._late:
+            self.monitor.start_without_descriptors(LATE_NS)
+        else:
+            self.monitor.start()
         self._undo.append(("monitor thread", self.monitor.stop))
         if self._last_resort is not None:
             self._last_resort.start()

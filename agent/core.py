@@ -166,7 +166,7 @@ def start_thread_late(function: Callable[[], object], descriptors: tuple[int, ..
     Args:
         function: Called in a thread to which no signal is delivered; what it raises is written to standard error.
         descriptors: It is called when one of them can be read, or was closed.
-        timeout_ns: It is called when so much time has passed, at the latest.
+        timeout_ns: It is called when so much time has passed, at the latest; without descriptors, also by `hurry_late_thread`.
     """
     if NAME != "c":
         return False
@@ -175,6 +175,12 @@ def start_thread_late(function: Callable[[], object], descriptors: tuple[int, ..
     except (NotImplementedError, OSError):
         return False
     return True
+
+
+def hurry_late_thread() -> None:
+    """Have a thread begin now that was to begin late and waits for no descriptors."""
+    if NAME == "c":
+        implementation.hurry_late_thread()
 
 
 def replace_method(cls: type, name: str, method: Any) -> Any:

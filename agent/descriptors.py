@@ -59,12 +59,15 @@ class Pipe:
 
     __slots__ = ("read", "write")
 
-    def __init__(self) -> None:
-        """Open it.
+    def __init__(self, *, opened: bool = True) -> None:
+        """Open it; one that is not opened has no descriptors, and is not ours.
 
         Raises:
             OSError: No descriptor is left.
         """
+        if not opened:
+            self.read, self.write = Descriptor(-1), Descriptor(-1)
+            return
         read, write = os.pipe()  # made non-inheritable (PEP 446) by the system call itself
         self.read, self.write = Descriptor(lifted(read)), Descriptor(lifted(write))
         os.set_blocking(self.read.number, False)

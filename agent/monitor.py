@@ -59,6 +59,8 @@ class Monitor(core.Listener):
         config: Config,
         rules: Sequence[Suppression],
         today: Callable[[], date] | None = None,
+        *,
+        late: bool = False,
     ) -> None:
         """Take the configuration; nothing runs before ``start``.
 
@@ -66,6 +68,7 @@ class Monitor(core.Listener):
             config: The options in force.
             rules: The suppressions.
             today: Tells whether a suppression has expired; None for the system's date.
+            late: Have no descriptors before the thread begins.
         """
         self.config = config
         self.rules = rules
@@ -76,10 +79,12 @@ class Monitor(core.Listener):
         self.services: list[Service] = []
         self.tick_hooks: list[Callable[[int], None]] = []
         self.idents: set[int] = set()
-        self._reset()
+        self.at_begin: list[Callable[[], None]] = []  # called once, when the pipe is opened late
+        self._reset(late=late)
 
-    def _reset(self) -> None:
-        self._pipe = Pipe()
+    def _reset(self, *, late: bool = False) -> None:
+        self._late = late
+        self._pipe = Pipe(opened=not late)
         self._lost_ns = 0  # since when the pipe is not ours any more
         self._running = False
         self._stopping = False
@@ -134,6 +139,7 @@ class Monitor(core.Listener):
         """
         if self._running:
             return
+        self._open()
         self._running, self._stopping = True, False
         self._done.acquire()
         begun = _real.allocate_lock()
@@ -148,6 +154,7 @@ class Monitor(core.Listener):
         """
         if self._running:
             return
+        self._begin_all()
         self._running, self._stopping = True, False
         self._done.acquire()
         until, numbers = self._to_wait_for()
@@ -156,8 +163,38 @@ class Monitor(core.Listener):
             self._done.release()
             self.start()
 
+    def start_without_descriptors(self, delay_ns: int) -> None:
+        """Start the thread, but have it wait outside of Python, without descriptors: in a child that was executed.
+
+        Most of these end soon, and their first descriptors are counted by some.  A twin that cannot starts the usual thread.
+        """
+        self._running, self._stopping = True, False
+        self._done.acquire()
+        if not core.start_thread_late(self._main, (), delay_ns):
+            self._running = False
+            self._done.release()
+            self.start()
+
+    def _open(self) -> None:
+        """Have the descriptors that were left for later."""
+        if self._late:
+            self._late = False
+            try:
+                self._pipe = Pipe()
+            except OSError:  # no descriptor is left: `_keep_pipe` tries again
+                self._lost_ns = _real.monotonic_ns()
+        self._begin_all()
+
+    def _begin_all(self) -> None:
+        begin, self.at_begin = self.at_begin, []
+        for function in begin:
+            self._step(lambda _, function=function: function(), None)  # type: ignore[misc]
+
     def wake(self) -> None:
         """Make the thread look now."""
+        if self._late:
+            core.hurry_late_thread()
+            return
         end = self._pipe.write
         if end.is_ours():  # else the thread looks again soon, see _keep_pipe
             try:
@@ -233,6 +270,8 @@ class Monitor(core.Listener):
             self.idents.add(ident)
             if begun is not None:
                 begun.release()
+            if not self._stopping:
+                self._open()
             while not self._stopping:
                 ready = self._sleep()
                 with self._busy:

@@ -44,11 +44,12 @@ _NOWHERE = 2**31 - 1
 class ReportSignal:
     """The pipe of one signal; methods are for one thread at a time, that of the monitor, or install and uninstall."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, *, late: bool = False) -> None:
         """Take the signal.  Works in any thread.
 
         Args:
             signum: Number of the signal.
+            late: Open no descriptors before ``reopen``; what comes until then has no effect.
 
         Raises:
             PatchError: This system has no such way, the signal cannot be handled, or ``faulthandler`` may have it already.
@@ -78,13 +79,13 @@ class ReportSignal:
             self._chain = True
         self._pipe: Pipe | None = None
         self._closed = False
-        pipe = Pipe()
+        pipe = Pipe(opened=not late)
         try:
-            self._register(pipe.write.number)
+            self._register(_NOWHERE if late else pipe.write.number)
         except (OSError, ValueError, RuntimeError) as error:
             pipe.close()
             raise PatchError(f"cannot listen to {self._name}: {error}; choose another with report_signal") from error
-        self._pipe = pipe
+        self._pipe = None if late else pipe
 
     def fileno(self) -> int:
         """Return the descriptor to poll for reading, -1 once closed."""
@@ -113,6 +114,11 @@ class ReportSignal:
             pipe.close()
             raise
         self._pipe = pipe
+
+    def ask(self) -> None:
+        """Have the pipe say that the signal came, as it did before there was one."""
+        if self._pipe is not None:
+            os.write(self._pipe.write.number, b"s")
 
     def drain(self) -> bool:
         """Empty the pipe and return whether the signal came since the last time; never blocks."""

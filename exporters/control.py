@@ -183,6 +183,7 @@ class ControlServer:
         *,
         limit: int = 4,
         timeout: float = 5.0,
+        late: bool = False,
     ) -> None:
         """Listen on ``DIRECTORY/PID.sock``, and remove the sockets of processes that are gone.
 
@@ -194,6 +195,7 @@ class ControlServer:
             on_error: Told about exceptions of commands, on the connection thread.
             limit: Clients answered at once; those in excess are refused.
             timeout: Seconds for reading the command, and again for sending the answer.
+            late: Listen when `fileno` is asked first; if that fails ``on_error`` is told.
 
         Raises:
             ConfigError: The socket cannot be made.
@@ -212,7 +214,10 @@ class ControlServer:
         self._listener: _socket.socket | None = None
         self._descriptor = Descriptor(-1)
         self._listen_at_ns = 0  # when to listen again; 0 if that is not the plan
-        self._listen(pid)
+        if late:
+            self._pid, self._listen_at_ns = pid, 1
+        else:
+            self._listen(pid)
 
     @property
     def path(self) -> str:

@@ -34,8 +34,8 @@ _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC"
 class FindingsFile:
     """Appends findings to a file; used by one thread of a process at a time."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open or create the file, readable by its user only.
+    def __init__(self, path: str | os.PathLike[str], *, late: bool = False) -> None:
+        """Open or create the file, readable by its user only; with ``late`` at the first finding.
 
         Raises:
             ConfigError: It cannot be opened for appending, or is a symbolic link.
@@ -44,6 +44,9 @@ class FindingsFile:
         self._descriptor = -1
         self._identity = (0, 0)
         self._torn = False
+        self._closed = False
+        if late:
+            return
         try:
             self._open()
         except (OSError, ValueError) as error:
@@ -65,7 +68,7 @@ class FindingsFile:
         """
         from concagent.exporters.json import finding_line  # with all value types; most programs find nothing
 
-        if self._descriptor < 0:
+        if self._closed:
             raise OSError(errno.EBADF, "the findings file is closed", self.path)
         if not self._is_ours():
             self._open()
@@ -83,6 +86,7 @@ class FindingsFile:
         if self._descriptor >= 0 and self._is_ours():
             os.close(self._descriptor)
         self._descriptor = -1
+        self._closed = True
 
     def _open(self) -> None:
         nofollow = 0 if self.path in _STREAMS else getattr(os, "O_NOFOLLOW", 0)

@@ -84,9 +84,9 @@ def _execv(original: Callable[..., Any], execve: Callable[..., Any]) -> Callable
     def execv(*arguments: Any) -> Any:
         try:
             if len(arguments) == 2 and following.wants(arguments[:1], arguments[1], inherited=True):
-                environment = following.told(core.environment())
+                environment = _inherited()
                 if environment is not None:
-                    execve(*arguments, dict(pair.split(b"=", 1) for pair in environment if b"=" in pair))
+                    execve(*arguments, environment)
         except Exception as error:  # noqa: BLE001 - border: the original says what is wrong
             _note(error)
         return original(*arguments)
@@ -98,12 +98,18 @@ def _mapping(path: Any, argv: Any, given: Any) -> Any:
     """Return the environment to execute with: ``given``, or a copy that says more."""
     try:
         if following.wants([path], argv, inherited=given is None or given is os.environ):
-            environment = following.told_mapping(os.environ if given is None else given)
+            environment = _inherited() if given is None else following.told_mapping(given)
             if environment is not None:
                 return environment
     except Exception as error:  # noqa: BLE001 - border: wrong arguments are for the original to refuse
         _note(error)
     return given
+
+
+def _inherited() -> dict[bytes, bytes] | None:
+    """Return this process's environment, as C code has it, with what a child is told."""
+    environment = following.told(core.environment())
+    return None if environment is None else dict(pair.split(b"=", 1) for pair in environment if b"=" in pair)
 
 
 def _note(error: Exception) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from concagent import core
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="children are followed where there is fork")
 
 SECONDS = 40.0
@@ -36,6 +38,7 @@ WAYS = {
     "spawnv": "os.spawnv(os.P_WAIT, sys.executable, [sys.executable, CHILD])",
     "asyncio": "asyncio.run(start_async())",
 }
+NO_MAPPING = "os.waitpid(os.posix_spawn(sys.executable, [sys.executable, CHILD], None), 0)"
 PARENT = """
 import asyncio, os, subprocess, sys
 CHILD, ENV, FLAGS = {child!r}, {env}, {flags}
@@ -157,7 +160,8 @@ def test_variables_that_only_c_code_knows_are_inherited(family: Family) -> None:
     family.child.write_text("import os; print('true'); print(os.environ['SET_BY_C'])", encoding="utf-8")
 
     for launch in ((), AGENT):
-        for way in (WAYS["run"], WAYS["execv"]):
+        ways = [WAYS["run"], WAYS["execv"], *([NO_MAPPING] if sys.version_info >= (3, 13) else [])]
+        for way in ways:
             assert family.seen(launch, way, before="os.putenv('SET_BY_C', 'yes')")[1] == "yes"
 
 
@@ -295,3 +299,115 @@ def test_children_of_multiprocessing_are_instrumented_from_their_first_import_on
     outcome = runner.silent(program, follow=followed)
 
     assert outcome.stdout == f"{followed}\n"
+
+
+# ---------------------------------------------------------------- the first moments of a child
+
+
+@pytest.mark.skipif(core.NAME == "python", reason="the Python core opens its descriptors at once")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are listed by /proc")
+def test_a_child_begins_without_descriptors_of_the_agent(family: Family) -> None:
+    family.child.write_text("import os; print('true'); print(os.listdir('/proc/self/fd'))", encoding="utf-8")
+    options = ("--findings", str(family.folder / "findings.jsonl"))
+
+    bare, agent = (family.seen(launch, WAYS["run"])[1] for launch in ((), (*AGENT[:-1], *options)))
+
+    assert agent == bare
+
+
+def test_a_report_that_is_asked_for_in_the_first_moment_is_made(runner: Any) -> None:
+    runner.limit_seconds = SECONDS
+    code = "import os, signal, threading; os.kill(os.getpid(), signal.SIGUSR1); print(os.getpid(), flush=True)"
+    program = in_subprocess(f"{code}; threading.Event().wait(30)").replace("subprocess.run", "subprocess.Popen")
+
+    child = runner.start(program + ".wait()")
+
+    assert child.until(lambda: "asked for by SIGUSR1" in child.stderr()), child.stderr()
+    assert f" {child.stdout().strip()}" in child.stderr()
+
+
+@pytest.mark.parametrize("moment", [0, 0.5])
+def test_a_child_that_forks_at_once_or_later_is_whole_and_so_is_its_child(runner: Any, moment: float) -> None:
+    runner.limit_seconds = SECONDS
+    text = f"""
+    import os, sys, threading, time
+    time.sleep({moment})
+    pid = os.fork()
+    lock = threading.Lock()
+    def stuck():
+        with lock, lock:
+            pass
+    threading.Thread(target=stuck, daemon=True).start()
+    import concagent
+    while not concagent.findings():
+        time.sleep(0.01)
+    if pid:
+        os._exit(os.waitpid(pid, 0)[1])
+    """
+
+    outcome = runner.ends(in_subprocess(text).replace("subprocess.run", "sys.exit(subprocess.run") + ".returncode)")
+
+    assert outcome.returncode == 0
+    assert outcome.kinds == ["deadlock", "deadlock"]
+    assert len({finding["pid"] for finding in outcome.findings}) == 2
+
+
+# ---------------------------------------------------------------- E09
+
+
+RING = """
+    import multiprocessing, sys
+    from scaffold import finish, pause, until
+
+    CTX = multiprocessing.get_context("{method}")
+
+    def meet(here, me, number):
+        here[me] = 1
+        until(lambda: sum(here) >= number)
+
+    def nest(outer, inner, here, me, number):
+        with outer:
+            meet(here, me, number)
+            if inner.acquire({limit}):
+                inner.release()
+
+    if __name__ == "__main__":
+        number = 8
+        locks, here = [CTX.Lock() for _ in range(number)], CTX.RawArray("i", number)
+        pairs = [(locks[i], locks[(i + 1) % number]) for i in range(number)]
+        ring = [CTX.Process(target=nest, args=(*pair, here, i, number)) for i, pair in enumerate(pairs)]
+        for process in ring:
+            process.start()
+        if "{limit}":
+            for process in ring:
+                process.join()
+            finish()
+        else:
+            print(*(process.pid for process in ring), flush=True)
+            pause(600)
+    """
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_e09_eight_processes_in_a_ring_are_one_deadlock_told_by_one_of_them(runner: Any, method: str) -> None:
+    runner.limit_seconds = 2 * SECONDS
+
+    child = runner.start(RING.format(method=method, limit=""))
+    child.wait_for_findings(1)
+    child.linger(1.5)
+    outcome = child.end()
+
+    finding = outcome.only
+    pids = {int(word) for word in outcome.stdout.split()}
+    assert (finding["kind"], finding["confidence"], finding["resource_kind"]) == ("deadlock", "proven", "mp-lock")
+    assert {actor["pid"] for actor in finding["actors"] if actor["role"] == "member"} == pids
+    assert finding["pid"] in pids
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_e09_silent_twin_all_give_up_after_a_while(runner: Any, method: str) -> None:
+    runner.limit_seconds = 2 * SECONDS
+
+    outcome = runner.silent(RING.format(method=method, limit="True, 2.5"))
+
+    assert outcome.stdout == "DONE\n"

@@ -813,6 +813,17 @@ def test_a_late_thread_begins_when_its_time_has_come() -> None:
     assert began.acquire(True, 30)
 
 
+def test_a_late_thread_without_descriptors_begins_when_it_is_hurried() -> None:
+    for _ in range(3):
+        began = _real.allocate_lock()
+        began.acquire()
+
+        core.start_thread_late(began.release, (), 60_000_000_000)
+        core.hurry_late_thread()
+
+        assert began.acquire(True, 20)
+
+
 def test_what_is_no_descriptor_makes_no_late_thread() -> None:
     with pytest.raises(TypeError):
         core.start_thread_late(lambda: None, ("a",), 0)  # type: ignore[arg-type]
