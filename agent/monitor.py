@@ -270,8 +270,9 @@ class Monitor(core.Listener):
             self.idents.add(ident)
             if begun is not None:
                 begun.release()
-            if not self._stopping:
+            if self._late and not self._stopping:
                 self._open()
+                self.wake()  # whatever was told until now
             while not self._stopping:
                 ready = self._sleep()
                 with self._busy:
