@@ -127,6 +127,38 @@ core_untracked(PyObject *Py_UNUSED(module), PyObject *value)
     return Py_NewRef(value);
 }
 
+/* Drop what went wrong on our side; -1: what is set is the program's, raised by a signal handler that ran meanwhile. */
+COLD int
+Error_drop_ours(void)
+{
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (type == NULL) {
+        return 0;
+    }
+    int theirs = !PyErr_GivenExceptionMatches(type, PyExc_Exception); /* KeyboardInterrupt, SystemExit */
+    if (!theirs && !is_finalizing()) {
+        PyErr_NormalizeException(&type, &error, &trace);
+        if (trace != NULL) {
+            PyException_SetTraceback(error, trace);
+        }
+        PyObject *module = PyImport_ImportModule("concagent.interruptions");
+        PyObject *answer = module == NULL ? NULL : PyObject_CallMethod(module, "is_of_handler", "O", error);
+        theirs = answer == NULL || answer == Py_True; /* no answer: one more signal came */
+        PyErr_Clear();
+        Py_XDECREF(answer);
+        Py_XDECREF(module);
+    }
+    if (theirs) {
+        PyErr_Restore(type, error, trace);
+        return -1;
+    }
+    Py_DECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return 0;
+}
+
 static PyObject *
 core_forget_record(PyObject *Py_UNUSED(module), PyObject *record)
 {

@@ -258,6 +258,7 @@ extern PyType_Spec LockClass_spec, LockCell_spec;
 int64_t now_ns(void);
 int Lock_wait(Lock *self, Record *record, int64_t timeout_ns, int interruptible, Site site, int entered);
 int Wait_walk(Record *record);
+int Error_drop_ours(void);
 int Wait_wake_victim(Wait *self, PyObject *error);
 void Lock_leave_queue(Lock *self, Wait *wait);
 void Wait_unpark_first(Lock *self);

@@ -120,11 +120,7 @@ describe(Record *self)
     }
     PyObject *found = PyObject_CallFunction(core.describe, "k", self->ident);
     if (found == NULL) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
-            return -1; /* KeyboardInterrupt, SystemExit */
-        }
-        PyErr_Clear();
-        return 0;
+        return Error_drop_ours();
     }
     if (PyTuple_Check(found) && PyTuple_GET_SIZE(found) == 3) {
         Py_XSETREF(self->thread, Py_NewRef(PyTuple_GET_ITEM(found, 0)));

@@ -167,17 +167,6 @@ has_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names)
     return 0;
 }
 
-/* Drop what went wrong on our side; -1: what is set is the program's, of a signal handler that ran meanwhile. */
-static int
-is_programs_error(void)
-{
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) {
-        return -1;
-    }
-    PyErr_Clear();
-    return 0;
-}
-
 static PyObject *
 wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
@@ -185,21 +174,21 @@ wait_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *na
     Py_ssize_t count = PyVectorcall_NARGS(nargsf);
     Record *record = core.recording && count > 0 ? current_record() : NULL;
     if (record == NULL) {
-        return is_programs_error() < 0 ? NULL : PyObject_Vectorcall(self->function, args, nargsf, names);
+        return Error_drop_ours() < 0 ? NULL : PyObject_Vectorcall(self->function, args, nargsf, names);
     }
     Py_ssize_t mark = PyList_GET_SIZE(record->waits);
     PyObject *result = NULL;
     Py_INCREF(self);
     Py_INCREF(record);
     PyObject *cell = publish(record, args[0], has_timeout(args, count, names));
-    if (is_programs_error() == 0) {
+    if (Error_drop_ours() == 0) {
         result = PyObject_Vectorcall(self->original, args, nargsf, names);
     }
     if (result == Py_True && cell != NULL && record->waker != NULL) {
         Record *waker = (Record *)Py_NewRef((PyObject *)record->waker);
         learn(cell, waker);
         Py_DECREF(waker);
-        if (is_programs_error() < 0) {
+        if (Error_drop_ours() < 0) {
             Py_CLEAR(result);
         }
     }

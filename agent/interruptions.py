@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -86,11 +86,28 @@ def _arguments(frame: FrameType) -> list[Any]:
 def is_of_handler(error: BaseException) -> bool:
     """Return whether an exception comes from a signal handler, or from what that has called."""
     at = error.__traceback__
+    handlers: set[CodeType] | None = None
     while at is not None:
         if kind_of(at.tb_frame) == SIGNAL:
             return True
+        handlers = _handlers() if handlers is None else handlers
+        if at.tb_frame.f_code in handlers:  # one that has given its arguments other values
+            return True
         at = at.tb_next
     return False
+
+
+def _handlers() -> set[CodeType]:
+    """Return the code of the signal handlers that are in force, as far as they are functions and methods."""
+    import signal  # the core imports us, and has no use for it
+
+    found = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        function = handler.__func__ if isinstance(handler, MethodType) else handler
+        if isinstance(function, FunctionType):
+            found.add(function.__code__)
+    return found
 
 
 def describe(frame: FrameType, kind: str) -> str:

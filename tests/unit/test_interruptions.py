@@ -162,3 +162,61 @@ def test_what_runs_over_a_hold_is_named_with_the_function_that_it_interrupted() 
     assert text is not None
     assert text.startswith("`__del__` of ")
     assert text.endswith("take()")
+
+
+# ---------------------------------------------------------------- whose error is it?
+
+
+def _raise_by(handler):
+    """Return what is raised when a signal comes while this handler is in force."""
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        signal.raise_signal(signal.SIGUSR2)
+    except ValueError as error:
+        return error
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    raise AssertionError("nothing was raised")
+
+
+def _interrupt(*_):
+    raise ValueError
+
+
+def _deep(_number, _frame):
+    int("no number")
+
+
+def _with_other_values(number, frame):
+    number = frame = None
+    _interrupt(number, frame)
+
+
+class _Owner:
+    def on_signal(self, _number, _frame):
+        raise ValueError
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no SIGUSR2")
+@pytest.mark.parametrize("handler", [_interrupt, _deep, _Owner().on_signal, lambda *_: _interrupt()])
+def test_an_error_of_a_signal_handler_is_told_by_its_traceback(handler):
+    assert interruptions.is_of_handler(_raise_by(handler))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no SIGUSR2")
+def test_a_handler_that_gave_its_arguments_other_values_is_known_while_it_is_in_force():
+    before = signal.signal(signal.SIGUSR2, _with_other_values)
+    try:
+        with pytest.raises(ValueError) as caught:
+            signal.raise_signal(signal.SIGUSR2)
+        assert interruptions.is_of_handler(caught.value)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_an_error_of_our_own_is_none_of_a_handler():
+    with pytest.raises(ValueError) as caught:
+        _interrupt()
+
+    assert not interruptions.is_of_handler(caught.value)
+    assert not interruptions.is_of_handler(ValueError())
