@@ -185,17 +185,20 @@ for operation in OPERATIONS:
     repeats = REPEATS if operation not in (threaded, victims) else max(10, REPEATS // 10)
     for _ in range(max(10, repeats // 3)):
         operation()
-    before = state()
-    for _ in range(repeats):
-        operation()
-    after = state()
-    counts = [b - a for a, b in zip(before[3], after[3], strict=True)]
-    good = (
-        abs(after[0] - before[0]) < SLACK_BLOCKS
-        and after[1] - before[1] < SLACK_KB
-        and after[2] == before[2]
-        and max(map(abs, counts)) < repeats / 2
-    )
+    for _ in range(2):  # what grows once, and not again, is a cache that fills up on a busy machine
+        before = state()
+        for _ in range(repeats):
+            operation()
+        after = state()
+        counts = [b - a for a, b in zip(before[3], after[3], strict=True)]
+        good = (
+            abs(after[0] - before[0]) < SLACK_BLOCKS
+            and after[1] - before[1] < SLACK_KB
+            and after[2] == before[2]
+            and max(map(abs, counts)) < repeats / 2
+        )
+        if good:
+            break
     failed += not good
     print(
         f"{operation.__name__:18} {repeats:6} times: blocks {after[0] - before[0]:+d}, kB {after[1] - before[1]:+d}, "
