@@ -451,17 +451,17 @@ class Agent:
             frames.add_patches(self._patches)
             children.add_patches(self._patches)
             processes.add_patches(self._patches, self._watch_processes)
-            if self.config.follow:
-                executions.add_patches(self._patches)
             self._polls = filelocks.add_patches(self._patches)
             if self._polls is not None:
                 self.monitor.tick_hooks.append(self._look_at_polls)
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)
+        if self.config.follow:
+            executions.add_patches(self._patches)
         self._patches.apply()
         self._undo.append(("patches", self._patches.restore))
-        if self.config.follow and "threads" in families:
+        if self.config.follow:
             following.start(self.config)
             self._undo.append(("following", following.stop))
         if "asyncio" in families:

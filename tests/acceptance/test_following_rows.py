@@ -193,6 +193,10 @@ def test_a_variable_that_is_set_for_the_child_counts(family: Family) -> None:
     assert not family.seen(AGENT, WAYS["run"], env="dict(os.environ, CONCAGENT_FOLLOW='0')")[0]
 
 
+def test_children_are_followed_whatever_families_are_watched(family: Family) -> None:
+    assert family.seen((*AGENT, "--patch", "locks"), WAYS["run"])[0]
+
+
 def test_errors_of_execution_are_the_originals(family: Family) -> None:
     way = """
     for call in (
