@@ -30,6 +30,16 @@ def latency(python: str, quick: bool) -> list[Row]:
     return rows
 
 
+def stalls(python: str, quick: bool) -> list[Row]:
+    """Return how long after the last block it is told where no walk can decide: the worst of the shapes."""
+    text = _run(python, "bench_stalls.py", "5" if quick else "15")
+    found = re.findall(rf"^(.+?){NUMBER}{NUMBER}{NUMBER}$", text, re.MULTILINE)
+    if len(found) < 6:
+        raise SystemExit(f"bench_stalls.py printed something else:\n{text}")
+    shape, _, median, most = max(found, key=lambda row: float(row[3]))
+    return [Row("stall: finding, worst", float(most), "ms", note=f"{shape.strip()}; its median {float(median):.0f}")]
+
+
 def report_signal(python: str, quick: bool) -> list[Row]:
     """Return how long after a signal the report is complete."""
     text = _run(python, "bench_report_signal.py", "1000", "8" if quick else "20")
@@ -69,6 +79,7 @@ def opening(python: str, quick: bool) -> list[Row]:
 
 ADAPTERS: dict[str, Callable[[str, bool], list[Row]]] = {
     "latency": latency,
+    "stalls": stalls,
     "report_signal": report_signal,
     "startup": startup,
     "open": opening,

@@ -61,7 +61,6 @@ def assert_found(found: dict[str, Any], members: list[str], behind: list[str]) -
     assert (found["kind"], found["confidence"]) == ("deadlock", "proven"), found["title"]
     roles = {role: sorted(a["name"] for a in found["actors"] if a["role"] == role) for role in ("member", "behind")}
     assert roles == {"member": members, "behind": behind}, found["title"]
-    assert found["time"] - max(actor["waiting_since"] for actor in found["actors"]) < 1.25
 
 
 def test_f44_a_task_that_waits_for_a_task_of_its_full_pool_is_a_deadlock_of_one(runner: Any, shape: str) -> None:
