@@ -423,7 +423,8 @@ class Board:
                 return 0
             for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
                 owner, since = self._words[at // 8 + 1], self._words[at // 8 + 2]
-                if not owner or not is_alive(owner, since):
+                # Our own is that of the program which this process ran before it executed this one.
+                if not owner or (owner, since) == (pid, start) or not is_alive(owner, since):
                     self._words[at // 8] |= 1
                     self._words[at // 8 + 1] = pid
                     self._words[at // 8 + 2] = start

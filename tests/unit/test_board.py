@@ -180,6 +180,17 @@ def test_the_slot_of_a_dead_process_is_used_again(board: Board) -> None:
     assert [slot.payload for slot in board.slots()] == [b"we"]
 
 
+def test_a_process_that_executed_another_program_says_what_that_one_says(board: Board) -> None:
+    me = start_time(ME)
+    board.publish(ME, me, b"before")
+    executed = Board.open(board.path)
+    assert executed is not None
+
+    executed.publish(ME, me, b"after")
+
+    assert [slot.payload for slot in board.slots()] == [b"after"]
+
+
 def test_a_process_with_the_same_number_and_another_start_is_another() -> None:
     assert is_alive(ME, start_time(ME))
     assert not is_alive(ME, start_time(ME) + 1)
