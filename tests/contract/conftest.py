@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from concagent import _real, core, rings
+import concagent
+from concagent import _real, core, rings, state
 
 FORCED = os.environ.get("CONCAGENT_CORE") or "auto"
 NAMES = [FORCED] if FORCED in ("python", "c") else ["python", "c"]
@@ -67,6 +68,17 @@ def recorder(twin: Any) -> Iterator[Recorder]:
         twin.stop()
         rings.listen(None)
         twin.reset_for_tests()
+
+
+@pytest.fixture
+def agent() -> Iterator[Any]:
+    """The agent, installed for the length of a test."""
+    running = concagent.install(stderr=False, log=False, report_signal="off", socket=False)
+    state.reset_for_tests()  # alarms of other tests went off inside of hooks
+    try:
+        yield running
+    finally:
+        concagent.uninstall()
 
 
 @pytest.fixture

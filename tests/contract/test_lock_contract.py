@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from eventually import until
 from storms import Alarm, Alarms, Storm
 
 from concagent import _real, rings
@@ -369,13 +370,6 @@ def _in_thread(call: Callable[[], Any]) -> None:
     thread.join()
 
 
-def _until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("kind", ["allocate_lock", "RLock"])
 @pytest.mark.parametrize("seconds", [0.001, 0.05, 0.2])
 def test_a_timeout_is_neither_short_nor_long(twin: Any, recorder: Any, kind: str, seconds: float) -> None:
@@ -460,7 +454,7 @@ def test_nobody_starves(twin: Any, recorder: Any) -> None:
     for worker in workers:
         worker.start()
     try:
-        _until(lambda: min(counts) >= 20)
+        until(lambda: min(counts) >= 20)
     finally:
         stop.set()
         for worker in workers:
@@ -482,7 +476,7 @@ def test_a_victim_is_woken_alone(twin: Any, recorder: Any) -> None:
     waits = []
     for number, worker in enumerate(workers):
         worker.start()
-        _until(lambda number=number: len(_waits(twin)) == number + 1)
+        until(lambda number=number: len(_waits(twin)) == number + 1)
         waits.append(next(wait for wait in _waits(twin) if wait not in waits))
 
     assert twin.wake_victim(waits[1], ZeroDivisionError())
@@ -585,7 +579,7 @@ def test_interrupted_waiters_take_no_wake_up_along(twin: Any, recorder: Any, kin
         while time.monotonic() < deadline:
             storm.interrupt_passes(lock)
     before = list(passes)
-    _until(lambda: passes[0] > before[0] + 50)
+    until(lambda: passes[0] > before[0] + 50)
     stop.set()
     for other in others:
         other.join(20)
@@ -706,7 +700,7 @@ def test_records_of_short_threads_do_not_pile_up(twin: Any, recorder: Any) -> No
         done.acquire()
         _real.start_new_thread(lambda done=done: (work(), done.release()), ())
         done.acquire()
-    _until(lambda: len(twin.records()) <= before + 2)
+    until(lambda: len(twin.records()) <= before + 2)
 
 
 def test_statistics_of_ended_threads_do_not_pile_up_unread(twin: Any, recorder: Any) -> None:
@@ -839,7 +833,7 @@ def test_a_thread_that_holds_nearly_always_lets_others_in(
 
     hogging, asking = (threading.Thread(target=work, daemon=True) for work in (hog, ask))
     hogging.start()
-    _until(lambda: holds[0] > 1)
+    until(lambda: holds[0] > 1)
     asking.start()
     asking.join(20)
     stop.set()
@@ -952,7 +946,7 @@ def test_who_is_interrupted_as_the_lock_is_given_neither_loses_nor_keeps_it(
                 storm.alarms += 1
             storm.armed = False
     before = holds[0]
-    _until(lambda: holds[0] > before + 3)
+    until(lambda: holds[0] > before + 3)
     stop.set()
     hogging.join(20)
 
@@ -983,7 +977,7 @@ def test_a_handler_that_interrupts_a_wait_may_take_the_same_lock(twin: Any, reco
 
     hogging = threading.Thread(target=hog, daemon=True)
     hogging.start()
-    _until(lock.locked)
+    until(lock.locked)
     with Storm(0.03, handler), lock:
         pass
     stop.set()

@@ -6,38 +6,14 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from eventually import until, wait_of
 
 import concagent
 from concagent import core, snapshots, state
-
-
-@pytest.fixture
-def agent() -> Iterator[Any]:
-    """The agent, installed for the length of a test."""
-    running = concagent.install(stderr=False, log=False, report_signal="off", socket=False)
-    state.reset_for_tests()  # alarms of other tests went off inside of hooks
-    try:
-        yield running
-    finally:
-        concagent.uninstall()
-
-
-def _until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.001)
-    return found
-
-
-def _wait_of(thread: threading.Thread) -> Any:
-    record = core.record_of_ident(thread.ident)
-    return record.waiting() if record is not None else None
 
 
 def _woken(wait: Callable[[], Any], signal: Callable[[], Any], *, before: Callable[[], Any] = lambda: None) -> Any:
@@ -51,7 +27,7 @@ def _woken(wait: Callable[[], Any], signal: Callable[[], Any], *, before: Callab
     before()
     waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
-    cell = _until(lambda: _wait_of(waiter)).resource
+    cell = until(lambda: wait_of(waiter)).resource
     other = threading.Thread(target=end, name="signaller")
     other.start()
     other.join(20)
@@ -159,7 +135,7 @@ def _detail_of(wait: Callable[[], Any], end: Callable[[], Any]) -> tuple[Any, An
     """Return (detail, name) of what a thread waits for, as a picture has them."""
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    published = _until(lambda: _wait_of(thread))
+    published = until(lambda: wait_of(thread))
     picture = snapshots.take()
     end()
     thread.join(20)

@@ -9,12 +9,12 @@ import inspect
 import pickle
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from eventually import until
 
 import concagent
 from concagent import core, snapshots, state
@@ -23,25 +23,6 @@ from concagent.words import NO_WORK
 
 pytestmark = pytest.mark.skipif(core.NAME != "c", reason="the Python core leaves the type alone")
 _ORIGINAL = queue.SimpleQueue.__dict__["get"]
-
-
-@pytest.fixture
-def agent() -> Iterator[Any]:
-    """The agent, installed for the length of a test."""
-    running = concagent.install(stderr=False, log=False, report_signal="off", socket=False)
-    state.reset_for_tests()
-    try:
-        yield running
-    finally:
-        concagent.uninstall()
-
-
-def _until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.001)
-    return found
 
 
 def _waits() -> list[Any]:
@@ -60,7 +41,7 @@ def test_a_wait_for_an_item_is_seen_while_it_lasts(agent: Any, make: Callable[[]
     items: Any = make()
     thread = threading.Thread(target=lambda: items.get())
     thread.start()
-    wait = _until(_waits)[0]
+    wait = until(_waits)[0]
     resource = next(r for r in snapshots.take().resources if r.serial == wait.resource.serial)
     items.put(1)
     thread.join(20)
@@ -75,7 +56,7 @@ def test_a_wait_with_a_limit_is_timed(agent: Any) -> None:
     items: Any = queue.SimpleQueue()
     thread = threading.Thread(target=items.get, kwargs={"timeout": 20})
     thread.start()
-    wait = _until(_waits)[0]
+    wait = until(_waits)[0]
     items.put(1)
     thread.join(20)
 
@@ -153,6 +134,6 @@ def test_what_is_known_of_a_queue_goes_with_it(agent: Any) -> None:
 def test_an_idle_thread_of_a_pool_is_marked_as_such(agent: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()
-        wait = _until(_waits)[0]
+        wait = until(_waits)[0]
 
         assert snapshots.describe_resource(wait.resource).detail == NO_WORK

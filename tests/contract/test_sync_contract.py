@@ -10,45 +10,22 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from eventually import until, wait_of
 from storms import Alarms
 
 import concagent
 from concagent import core, state
 
 
-@pytest.fixture
-def agent() -> Iterator[Any]:
-    """The agent, installed for the length of a test."""
-    running = concagent.install(stderr=False, log=False, report_signal="off", socket=False)
-    state.reset_for_tests()  # alarms of other tests went off inside of hooks
-    try:
-        yield running
-    finally:
-        concagent.uninstall()
-
-
-def _until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.001)
-    return found
-
-
-def _wait_of(thread: threading.Thread) -> Any:
-    record = core.record_of_ident(thread.ident)
-    return record.waiting() if record is not None else None
-
-
 def _blocked(call: Callable[[], Any]) -> tuple[threading.Thread, Any]:
     """Return a thread that is blocked in a call, and its wait."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    return thread, _until(lambda: _wait_of(thread))
+    return thread, until(lambda: wait_of(thread))
 
 
 def _condition() -> tuple[Any, Callable[[], Any], Callable[[], Any]]:
@@ -128,7 +105,7 @@ def test_a_wait_says_for_what_and_from_where_and_ends(agent: Any, make: Any, kin
     assert resource.reference() is target
     assert not published.timed
     assert published.code.co_filename == __file__
-    assert core.record_of_ident(thread.ident) is None or _wait_of(thread) is None
+    assert core.record_of_ident(thread.ident) is None or wait_of(thread) is None
     assert state.errors() == ()
 
 

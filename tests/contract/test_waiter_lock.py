@@ -6,20 +6,13 @@ from __future__ import annotations
 
 import _thread
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from eventually import until
 
 from concagent import _real
-
-
-def _until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.001)
 
 
 def _in_thread(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -75,7 +68,7 @@ def test_who_releases_is_found_by_who_was_asleep(twin: Any, recorder: Any) -> No
 
     woken = _in_thread(sleep)
     me = twin.current_record()
-    _until(lambda: _is_asleep_in(sleep))
+    until(lambda: _is_asleep_in(sleep))
     lock.release()
 
     assert woken() is me

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from eventually import until
 
 from concagent import _real
 
@@ -15,13 +15,6 @@ from concagent import _real
 class Resource:
     def hold_seen_by(self, _wait: Any) -> Any:
         return None
-
-
-def _until(condition: Callable[[], Any]) -> None:
-    deadline = _real.monotonic_ns() + 20 * 10**9
-    while not condition():
-        assert _real.monotonic_ns() < deadline
-        _real.sleep(0.001)
 
 
 @pytest.mark.usefixtures("recorder")
@@ -39,7 +32,7 @@ def test_a_wait_is_over_once_its_thread_was_woken_though_it_has_not_run(twin: An
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    _until(lambda: records and records[0].waiting() is not None)
+    until(lambda: records and records[0].waiting() is not None)
     _real.sleep(0.05)  # until it sleeps: nothing else tells
 
     # While nobody asks for the GIL it is not given up, neither by a release nor by a look.
