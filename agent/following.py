@@ -18,7 +18,8 @@ Invariants F1 nothing here raises, and in any doubt the environment goes through
            F2 options are the parent's, as it was installed; variables that were changed for the child since override them.
 Limits     ``os.system`` and processes that C code starts are not followed.  A shell's ``env`` shows two variables more.  A
            Python that is started with ``-S`` by a shell keeps our entry on its ``sys.path``.  ``/proc/PID/environ`` shows all.
-Cost       some microseconds for each process that is started.
+Cost       some microseconds for each process that is started, and in the child the start of the agent: ``python -c pass`` takes
+           65 ms for 20 (3.11, editable install, minimum of 25, interleaved).
 """
 
 from __future__ import annotations
