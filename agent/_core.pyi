@@ -105,6 +105,7 @@ def hasten_semlock(
     drop: Callable[[Any], None],
     resolve: Callable[[CodeType, int, bool], int],
     moved: Callable[[Any], None],
+    noted: Callable[[Any], None],
     /,
 ) -> bool: ...
 def share(words: memoryview | None, start: int, /) -> None: ...

@@ -7,8 +7,8 @@
  *
  * On the board the word that says who is the last store of an acquisition.  A release marks it FREED in one store,
  * before the semaphore is posted; so it is never stale while the holder lives, and a process that is killed between the
- * two can still be found.  Who finds the lock free says that he tries, before he does: killed before he could sign, he
- * is known by that.
+ * two can still be found.  Who finds the lock free says that he tries, from before he does until he has given it back:
+ * killed before he could sign, or after he signed off, he is known by that.
  *
  * A cell of the board may be given to another lock when it was not used for long (see board.py): its key is looked at
  * before it is written, and again after the holder was.
@@ -53,6 +53,7 @@ static struct {
     PyObject *drop;    /* (cell): given back by somebody who does not hold it */
     PyObject *resolve; /* (code, offset, entered) -> number of the site, -1 for the library's own code */
     PyObject *moved;   /* (cell): its place on the board was given to another lock */
+    PyObject *noted;   /* (cell): who waited for it has signed */
     PyObject *enter_name;
     struct {
         PyCodeObject *code; /* owned */
@@ -182,6 +183,15 @@ say_trying(SharedCell *cell, Record *record)
     }
 }
 
+/* Say that it is over, one way or the other.  Not atomic: what another one says at the same moment may be lost. */
+static inline void
+say_done(SharedCell *cell, Record *record)
+{
+    if (cell->words[TRYING] == who(record)) {
+        cell->words[TRYING] = 0;
+    }
+}
+
 static inline void
 took(SharedCell *cell, Record *record, Where where)
 {
@@ -191,6 +201,7 @@ took(SharedCell *cell, Record *record, Where where)
         put(&words[START], shared.start);
         put(&words[WHERE], record->serial << 32 | where.site);
         put(&words[SINCE], (uint64_t)core.tick_ns);
+        put(&words[TRYING], who(record));
         __atomic_store_n(&words[WHO], ((words[WHO] + ONE_HOLD) & HOLDS) | who(record), __ATOMIC_RELEASE);
         if (UNLIKELY(__atomic_load_n(&words[KEY], __ATOMIC_ACQUIRE) != cell->bound)) {
             words[WHO] |= FREED;
@@ -272,10 +283,10 @@ wait_for(SemLock *self, SharedCell *cell, PyObject *timeout)
 }
 
 static COLD void
-ask_anew(SharedCell *cell)
+tell(PyObject *function, SharedCell *cell)
 {
-    if (shared.moved != NULL && !is_finalizing()) {
-        Py_XDECREF(PyObject_CallOneArg(shared.moved, (PyObject *)cell));
+    if (function != NULL && !is_finalizing()) {
+        Py_XDECREF(PyObject_CallOneArg(function, (PyObject *)cell));
         swallow_error();
     }
 }
@@ -288,6 +299,7 @@ acquire(SemLock *self, SharedCell *cell, int block, PyObject *timeout, int enter
         ++self->count;
         return 1;
     }
+    int waited = 0;
     int noted = self->maxvalue == 1; /* else a semaphore: anybody may post it */
     Where where = {NULL, 0, entered, 0};
     Record *record = NULL;
@@ -300,12 +312,15 @@ acquire(SemLock *self, SharedCell *cell, int block, PyObject *timeout, int enter
         else {
             where = find_where(entered); /* before the lock is ours: Python code may run */
             if (UNLIKELY(cell->words[KEY] != cell->bound)) {
-                ask_anew(cell);
+                tell(shared.moved, cell);
             }
             say_trying(cell, record);
         }
     }
     if (UNLIKELY(sem_trywait(self->handle) < 0)) {
+        if (noted) {
+            say_done(cell, record);
+        }
         if (!block) {
             return 0;
         }
@@ -313,6 +328,7 @@ acquire(SemLock *self, SharedCell *cell, int block, PyObject *timeout, int enter
         if (got <= 0) {
             return got;
         }
+        waited = 1;
     }
     else {
         ++self->count;
@@ -323,6 +339,9 @@ acquire(SemLock *self, SharedCell *cell, int block, PyObject *timeout, int enter
     }
     if (LIKELY(noted)) {
         took(cell, record, where);
+        if (UNLIKELY(waited)) {
+            tell(shared.noted, cell);
+        }
     }
     return 1;
 }
@@ -411,10 +430,8 @@ release_oddly(SemLock *self, SharedCell *cell)
 {
     if (cell != NULL && self->maxvalue == 1) {
         int drops = self->kind == RECURSIVE ? self->count == 1 && is_mine(self) : cell->held || !is_free(self);
-        if (drops && shared.drop != NULL) {
-            PyObject *done = PyObject_CallOneArg(shared.drop, (PyObject *)cell);
-            Py_XDECREF(done);
-            swallow_error();
+        if (drops) {
+            tell(shared.drop, cell);
         }
     }
     return PyObject_CallOneArg(shared.plain_release, (PyObject *)self);
@@ -452,6 +469,9 @@ SemLock_release(SemLock *self, PyObject *Py_UNUSED(none))
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     --self->count;
+    if (LIKELY(self->maxvalue == 1)) {
+        say_done(cell, cell->record);
+    }
     Py_RETURN_NONE;
 }
 
@@ -503,9 +523,9 @@ has_known_layout(PyObject *original)
 PyObject *
 core_hasten_semlock(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *type, *original, *cell_type, *wait, *drop, *resolve, *moved;
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOO", &PyType_Type, &type, &PyType_Type, &original, &PyType_Type, &cell_type,
-                          &wait, &drop, &resolve, &moved)) {
+    PyObject *type, *original, *cell_type, *wait, *drop, *resolve, *moved, *noted;
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOOO", &PyType_Type, &type, &PyType_Type, &original, &PyType_Type, &cell_type,
+                          &wait, &drop, &resolve, &moved, &noted)) {
         return NULL;
     }
     Py_ssize_t cell_offset = offset_of(type, "cell");
@@ -540,6 +560,7 @@ core_hasten_semlock(PyObject *Py_UNUSED(module), PyObject *args)
     Py_XSETREF(shared.drop, Py_NewRef(drop));
     Py_XSETREF(shared.resolve, Py_NewRef(resolve));
     Py_XSETREF(shared.moved, Py_NewRef(moved));
+    Py_XSETREF(shared.noted, Py_NewRef(noted));
     Py_RETURN_TRUE;
 }
 

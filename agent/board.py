@@ -7,8 +7,8 @@ A *lock cell* belongs to one shared lock and is written by whoever holds the loc
 It is written after the lock was taken and cleared before it is given back; so it may lack a holder for a moment, it never has
 a stale one while the holder lives.  Who is killed leaves his cell as it was: that is the orphan, with its site.  The word
 that says *who* is a single store, the last one of an acquisition and the first one of a release, so what is torn has no holder.
-A release leaves in it who it was, marked; and who finds a lock free says that he tries to take it: these are asked about a
-lock that is taken and has no holder.
+A release only marks it.  Who finds a lock free says that he tries to take it, and who waits for one says in words of his slot
+what for, each until he has signed, or has given it back: these are asked about a lock that is taken and that nobody has signed.
 
 Cells are as many as locks are in use.  When all are given out, one that was not used for a minute, and is not held, is given to
 another lock; it has another key then.  Who finds another key in his cell asks for a new one.
@@ -61,7 +61,9 @@ _KEYS_AT: Final = _PAGE  # of the lock cells, once more: to be found in one go
 _LOCKS_AT: Final = _KEYS_AT + LOCKS * 8
 _SITES_AT: Final = _LOCKS_AT + LOCKS * _LOCK_BYTES
 _SLOTS_AT: Final = _SITES_AT + SITES * _SITE_BYTES
-_SIZE: Final = _SLOTS_AT + SLOTS * _SLOT_BYTES
+_WANTED_AT: Final = _SLOTS_AT + SLOTS * _SLOT_BYTES
+WANTED: Final = 8  # words a slot, for its threads' waits
+_SIZE: Final = _WANTED_AT + SLOTS * WANTED * 8
 
 # Words of the header.
 _H_MAGIC, _H_VERSION, _H_SPACE, _H_LOCKS, _H_SITES, _H_ASKED, _H_HAND = range(7)
@@ -329,12 +331,26 @@ class Board:
         if not who or who & _FREED:
             self._words[cell + _TRYING] = pid << _ID_BITS | native_id
 
+    def done(self, cell: int, pid: int, native_id: int) -> None:
+        """Note that the attempt has failed, or the lock was given back."""
+        if self._words[cell + _TRYING] == pid << _ID_BITS | native_id:
+            self._words[cell + _TRYING] = 0
+
+    def was_signed(self, cell: int) -> bool:
+        """Return whether anybody ever signed as the holder."""
+        return bool(self._words[cell + _WHO] % _FREED)
+
+    def trying(self, cell: int) -> int:
+        """Return the process that said last that it tries to take the lock, and has not been done since; 0 for none."""
+        return self._words[cell + _TRYING] >> _ID_BITS
+
     def take(self, cell: int, pid: int, start: int, native_id: int, where: int, since_ns: int) -> None:
         """Note the holder of a lock that was taken; ``where`` is (serial << 32 | site)."""
         words = self._words
         words[cell + _START] = start
         words[cell + _WHERE] = where
         words[cell + _SINCE] = since_ns
+        words[cell + _TRYING] = pid << _ID_BITS | native_id
         number = (words[cell + _WHO] + _ONE_HOLD) % _FREED // _ONE_HOLD
         words[cell + _WHO] = number * _ONE_HOLD | pid << _ID_BITS | native_id
 
@@ -369,6 +385,10 @@ class Board:
         self._words[cell + _TOLD] = who
         return True
 
+    def was_told(self, cell: int) -> bool:
+        """Return whether the present hold was told of."""
+        return self._words[cell + _TOLD] == self._words[cell + _WHO]
+
     # ------------------------------------------------------------ sites
 
     def claim_site(self, text: bytes) -> int:
@@ -402,10 +422,7 @@ class Board:
         """Say something of this process, in place of what it said before; False without room.  One thread a process."""
         if len(payload) > PAYLOAD_LIMIT:
             return False
-        if self._slot_owner != (pid, start):
-            self._slot = self._claim_slot(pid, start)
-            self._slot_owner = (pid, start)
-        at = self._slot
+        at = self._slot_of(pid, start)
         if not at:
             self._slot_owner = (0, 0)  # another try next time
             return False
@@ -417,24 +434,63 @@ class Board:
         words[head] = counter + 1
         return True
 
+    def _slot_of(self, pid: int, start: int) -> int:
+        if self._slot_owner != (pid, start):
+            self._slot = self._claim_slot(pid, start)
+            self._slot_owner = (pid, start)
+        return self._slot
+
     def _claim_slot(self, pid: int, start: int) -> int:
         with self._claiming() as free:
             if not free:
                 return 0
-            for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+            second_best = 0
+            for at in range(_SLOTS_AT, _WANTED_AT, _SLOT_BYTES):
                 owner, since = self._words[at // 8 + 1], self._words[at // 8 + 2]
-                # Our own is that of the program which this process ran before it executed this one.
-                if not owner or (owner, since) == (pid, start) or not is_alive(owner, since):
-                    self._words[at // 8] |= 1
-                    self._words[at // 8 + 1] = pid
-                    self._words[at // 8 + 2] = start
-                    return at
-        return 0
+                if (owner, since) == (pid, start):
+                    return at  # another thread was faster, or this process has executed another program
+                if owner and is_alive(owner, since):
+                    continue
+                if not any(self._wanted(at)):
+                    return self._take_slot(at, pid, start)
+                second_best = second_best or at  # its owner was killed when it wanted a lock: it may still be asked for
+            return self._take_slot(second_best, pid, start) if second_best else 0
+
+    def _take_slot(self, at: int, pid: int, start: int) -> int:
+        counter = self._words[at // 8] | 1
+        self._words[at // 8] = counter
+        _SLOT_HEAD.pack_into(self._map, at, counter, pid, start, 0, 0)  # nothing said, and whole
+        self._words[at // 8] = counter + 1
+        wanted = self._wanted(at)
+        for thread in range(WANTED):
+            wanted[thread] = 0
+        return at
+
+    def _wanted(self, at: int) -> memoryview:
+        first = (_WANTED_AT + (at - _SLOTS_AT) // _SLOT_BYTES * WANTED * 8) // 8
+        return self._words[first : first + WANTED]
+
+    def want(self, pid: int, start: int, thread: int, cell: int) -> None:
+        """Note that a thread of this process is about to wait for a lock; 0: that it has it, and has signed, or gave up."""
+        at = self._slot_of(pid, start)
+        if at:
+            self._wanted(at)[thread % WANTED] = cell
+
+    def wanting(self, cell: int) -> list[tuple[int, int]]:
+        """Return the processes, pid and start, that wait for a lock or have not signed since; the dead, too."""
+        found = []
+        for at in range(_SLOTS_AT, _WANTED_AT, _SLOT_BYTES):
+            owner = self._words[at // 8 + 1]
+            if not owner:
+                break
+            if cell in self._wanted(at).tolist():
+                found.append((owner, self._words[at // 8 + 2]))
+        return found
 
     def slots(self) -> list[Slot]:
         """Return what the processes say, those that have ended included; one that is just writing is left out."""
         found = []
-        for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+        for at in range(_SLOTS_AT, _WANTED_AT, _SLOT_BYTES):
             head = at // 8
             before = self._words[head]
             if not self._words[head + 1]:
@@ -447,9 +503,21 @@ class Board:
                 found.append(Slot(pid, start, payload))
         return found
 
+    def cells(self) -> list[int]:
+        """Return the cells that were given out."""
+        given = min(self._words[_H_LOCKS], LOCKS)
+        return [(_LOCKS_AT + number * _LOCK_BYTES) // 8 for number in range(given)]
+
+    def owners(self) -> list[tuple[int, int]]:
+        """Return the processes, pid and start, that have or had a slot."""
+        owners = [
+            (self._words[at // 8 + 1], self._words[at // 8 + 2]) for at in range(_SLOTS_AT, _WANTED_AT, _SLOT_BYTES)
+        ]
+        return [owner for owner in owners if owner[0]]
+
     def has_others(self, pid: int) -> bool:
         """Return whether a process other than this one, that lives, has a slot."""
-        for at in range(_SLOTS_AT, _SIZE, _SLOT_BYTES):
+        for at in range(_SLOTS_AT, _WANTED_AT, _SLOT_BYTES):
             owner, since = self._words[at // 8 + 1], self._words[at // 8 + 2]
             if not owner:
                 return False

@@ -100,6 +100,29 @@ class Cell(SharedCell):
             if self.place:
                 _board.attempt(self.place, _me[0], core.current_record().native_id)
 
+    def done(self) -> None:
+        """Note that the attempt has failed, or that the lock was given back."""
+        board = self._on_board()
+        if board is not None:
+            board.done(self.place, _me[0], core.current_record().native_id)
+
+    def want(self) -> None:
+        """Note that the calling thread is about to wait for the lock."""
+        board = self._on_board()
+        if board is not None:
+            board.want(*_me, core.current_record().serial, self.place)
+
+    def got(self) -> None:
+        """Note that the calling thread waits no more, and has signed if it has the lock."""
+        if self.place and _board is not None:
+            _board.want(*_me, core.current_record().serial, 0)
+
+    def is_taken(self) -> bool:
+        """Return whether no permit is left."""
+        reference = _cells.get(self.serial)
+        made = reference() if reference is not None else None
+        return made is not None and made._get_value() == 0  # noqa: SLF001 - the original's own
+
     def find_place(self) -> None:
         """Find or claim a cell on the board: the one that it had was given to another lock."""
         self.place = _board.claim_lock(self.key, _real.monotonic_ns(), fresh=False) if _board is not None else 0
@@ -258,6 +281,11 @@ def cells() -> list[Cell]:
     """Return the cells of the shared locks that live in this process."""
     found = [reference() for reference in list(_cells.values())]
     return [target.cell for target in found if target is not None]
+
+
+def is_taken(key: int) -> bool:
+    """Return whether a lock that this process has is taken, by whomever."""
+    return any(cell.key == key and cell.is_taken() for cell in cells())
 
 
 def process_name() -> str:

@@ -27,14 +27,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, core, graph, shared, snapshots, state
-from concagent.board import PAYLOAD_LIMIT, is_alive, is_stopped
+from concagent.board import PAYLOAD_LIMIT, Holder, is_alive, is_stopped, start_time
 from concagent.detectors import crossing, deadlock
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot, StackFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from concagent.board import Board, Holder
+    from concagent.board import Board
     from concagent.config import Config
     from concagent.model import Finding
 
@@ -68,6 +68,8 @@ class _Joined(NamedTuple):
     spoken_ns: dict[Process, int]
     holders: dict[int, Holder]  # resource -> holder on the board
     cells: dict[int, int]  # resource -> its cell on the board
+    keys: dict[int, int]  # resource -> its key
+    unsigned: frozenset[int]  # of them the locks whose holder was killed before it could sign, or after it signed off
 
 
 class Union:
@@ -183,20 +185,28 @@ class Union:
             key = (joined.cells[resource], holder)
             if key in self._told:
                 continue
-            firm = shared.is_firm(shared.site_of(holder.site)[0])
-            firm = firm or next(r for r in joined.picture.resources if r.serial == resource).kind == "mp-rlock"
+            signed = resource not in joined.unsigned
+            if not signed and not shared.is_taken(joined.keys[resource]):
+                continue
+            kind = next(r for r in joined.picture.resources if r.serial == resource).kind
+            firm = signed and (kind == "mp-rlock" or shared.is_firm(shared.site_of(holder.site)[0]))
             young = now_ns - min(edge.since_ns for edge in waits) < self._config.stall_after * 1e9
             if not firm and young:
                 continue
             first_ns = self._candidates[key] = known.get(key, now_ns)
             if first_ns == now_ns:
                 continue
+            waiting = {joined.process_of[edge.actor] for edge in waits}
+            speaks = self._speaks_for(waiting)
+            if not speaks and not board.was_told(joined.cells[resource]):
+                continue  # who is to tell may be killed before he does
             del self._candidates[key]
             self._told.add(key)
-            waiting = {joined.process_of[edge.actor] for edge in waits}
-            if self._speaks_for(waiting) and board.tell(joined.cells[resource]):
+            if speaks and board.tell(joined.cells[resource]):
                 members = [edge.actor for edge in waits if edge.actor in actors]
-                self._publish(crossing.orphan_finding(joined.picture, resource, members, holder.start, firm=firm))
+                self._publish(
+                    crossing.orphan_finding(joined.picture, resource, members, holder.start, firm=firm, signed=signed)
+                )
 
     def _speaks_for(self, processes: Iterable[Process]) -> bool:
         """Return whether it is this process that tells; one that is stopped cannot."""
@@ -282,6 +292,7 @@ class _Joiner:
         self.keys: dict[int, Any] = {}  # resource -> key
         self.holders: dict[int, Holder] = {}
         self.cells: dict[int, int] = {}
+        self.unsigned: set[int] = set()
 
     def add(self, said: Said) -> None:
         process = said.process
@@ -328,18 +339,46 @@ class _Joiner:
             requests=tuple(sorted(self.requests, key=lambda e: e.actor)),
             assignments=tuple(sorted(self.holds.values(), key=lambda e: (e.resource, e.holder))),
         )
-        return _Joined(picture, self.process_of, self.spoken_ns, self.holders, self.cells)
+        keys = {number: int(key, 16) for number, key in self.keys.items() if isinstance(key, str)}
+        unsigned = frozenset(self.unsigned)
+        return _Joined(picture, self.process_of, self.spoken_ns, self.holders, self.cells, keys, unsigned)
 
     def _hold_lock(self, number: int, key: int) -> None:
         cell = self.board.find_lock(key)
-        holder = self.board.holder(cell) if cell else None
-        if holder is None or self.board.is_signal(cell):
+        if not cell or self.board.is_signal(cell):
             return
+        holder = self.board.holder(cell)
+        if holder is None:
+            holder = self._unsigned_holder(cell)
+            if holder is None:
+                return
+            self.unsigned.add(number)
         self.holders[number], self.cells[number] = holder, cell
         habit, site = shared.site_of(holder.site)
         process = (holder.pid, holder.start)
         habit = "owned" if self.resources[number].kind == "mp-rlock" else habit
         self._hold(number, self._holder_actor(process, holder.serial, holder.native_id), holder.since_ns, site, habit)
+
+    def _unsigned_holder(self, cell: int) -> Holder | None:
+        """Return the dead process that took a lock, if it is taken, and did not come to sign.
+
+        It tried or waited, it is dead, and nobody else can have it: whoever lives and says so, too, would have signed long
+        since, unless he is stopped.  A lock that nobody ever signed may be held by a process without an agent; there, to have
+        waited says nothing.
+        """
+        wanting = self.board.wanting(cell) if self.board.was_signed(cell) else []
+        trying = self.board.trying(cell)
+        if trying and trying not in {pid for pid, _ in wanting}:
+            wanting.append((trying, start_time(trying) or self._start_of(trying)))
+        dead = [process for process in wanting if not is_alive(*process)]
+        if not dead or any(is_stopped(process[0]) for process in wanting if process not in dead):
+            return None
+        pid, start = dead[-1]
+        return Holder(pid, start, 0, 0, 0, 0, 0)
+
+    def _start_of(self, pid: int) -> int:
+        """Return when a process that is gone was started; 1 where nobody knows."""
+        return next((process[1] for process in self.names if process[0] == pid), 1)
 
     def _hold(self, number: int, holder: int, since_ns: int | None, site: CallSite | None, habit: str) -> None:
         self.holds[number] = AssignmentEdge(number, holder, since_ns, 1, site, habit)

@@ -25,7 +25,7 @@ from concagent.errors import DeadlockError
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import CodeType, FrameType
 
     from concagent.board import Holder
@@ -71,21 +71,13 @@ def replacement(original: Any) -> Any:
                 timeout is None or type(timeout) is float or (type(timeout) is int and abs(timeout) < _LONG_INT)
             ):
                 return plain_acquire(self, block, timeout)  # type: ignore[no-any-return]
-            _try(cell)
-            got = plain_acquire(self, False) or (bool(block) and _wait(self, cell, timeout))
-            if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
-                _note(cell, getframe(1), entered=False)
-            return bool(got)
+            return bool(_acquire(self, cell, block, timeout, getframe(1), entered=False))
 
         def __enter__(self) -> bool:
             cell = self.cell
             if cell is None or not core.is_recording():
                 return plain_acquire(self)  # type: ignore[no-any-return]
-            _try(cell)
-            got = plain_acquire(self, False) or _wait(self, cell, None)
-            if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
-                _note(cell, getframe(1), entered=True)
-            return bool(got)
+            return bool(_acquire(self, cell, True, None, getframe(1), entered=True))
 
         def release(self) -> None:
             """Give it back as the original does."""
@@ -98,6 +90,8 @@ def replacement(original: Any) -> Any:
             elif cell.kind == "mp-rlock" and count(self) == 1 and self._is_mine():
                 _drop(cell)
             plain_release(self)
+            if cell is not None and cell.hold is None:
+                _call(cell.done)
 
         def __exit__(self, exc_type: Any = None, exc_value: Any = None, exc_tb: Any = None, /) -> None:
             self.release()
@@ -107,26 +101,46 @@ def replacement(original: Any) -> Any:
                 self.cell.hold = None
             super()._after_fork()
 
+    def _acquire(self: Any, cell: shared.Cell, block: Any, timeout: Any, frame: FrameType, *, entered: bool) -> Any:
+        _call(cell.attempt)
+        got = plain_acquire(self, False)
+        waited = not got and block
+        if not got:
+            _call(cell.done)
+        if waited:
+            got = _wait(self, cell, timeout)
+        if got and (cell.kind == "mp-lock" or (cell.kind == "mp-rlock" and count(self) == 1)):
+            _note(cell, frame, entered=entered)
+            if waited:
+                _call(cell.got)
+        return got
+
     def _wait(self: Any, cell: shared.Cell, timeout: Any) -> bool:
+        """Wait in the open; who has the lock then still has to sign, and to say that he ``got`` it."""
         timed = timeout is not None
-        mark = core.wait_mark()
+        got, mark = False, core.wait_mark()
+        _call(cell.want)
         try:
             _publish(cell, timed)
             if timed or not cell.place:
-                return plain_acquire(self, True, timeout)  # type: ignore[no-any-return]
-            if plain_acquire(self, True, LONG_SECONDS):
-                return True
-            shared.on_long_wait()
-            return plain_acquire(self, True)  # type: ignore[no-any-return]
+                got = plain_acquire(self, True, timeout)
+            elif plain_acquire(self, True, LONG_SECONDS):
+                got = True
+            else:
+                shared.on_long_wait()
+                got = plain_acquire(self, True)
         finally:
             core.end_waits(mark)
+            if not got:
+                _call(cell.got)
+        return got
 
     for name in ("__new__", "_rebuild", "acquire", "__enter__", "release", "__exit__", "_after_fork"):
         method = SemLock.__dict__[name]
         getattr(method, "__func__", method).__qualname__ = f"SemLock.{name}"
     SemLock.__module__, SemLock.__qualname__ = original.__module__, original.__qualname__
     SemLock.__doc__ = original.__doc__
-    core.hasten_semlock(SemLock, original, shared.Cell, _wait, _drop, _resolve, _find_place)
+    core.hasten_semlock(SemLock, original, shared.Cell, _wait, _drop, _resolve, _find_place, _got)
     return SemLock
 
 
@@ -179,9 +193,13 @@ def _find_place(cell: shared.Cell) -> None:
     cell.find_place()
 
 
-def _try(cell: shared.Cell) -> None:
+def _got(cell: shared.Cell) -> None:
+    cell.got()
+
+
+def _call(note: Callable[[], None]) -> None:
     try:
-        cell.attempt()
+        note()
     except Exception as error:  # noqa: BLE001 - border: the lock is tried all the same
         state.count_error("hook", error)
 

@@ -20,6 +20,7 @@ _ORPHAN_ADVICE = (
     "the lock protects. Do not terminate() or kill() a process that shares a lock or a queue; ask it to end. "
     "concurrent.futures.ProcessPoolExecutor notices that a worker has died, multiprocessing.Pool does not."
 )
+_UNSIGNED = "the process ended when it was about to take the lock or to give it back; nobody else who lives can have it"
 _DOUBT = "the code does not show that the process that took the lock was to give it back; another one may do so"
 
 
@@ -28,15 +29,18 @@ def ring_finding(snapshot: Snapshot, ring: Sequence[int]) -> Finding:
     return deadlock.ring_finding(snapshot, ring).with_changes(advice=_RING_ADVICE)
 
 
-def orphan_finding(snapshot: Snapshot, resource: int, waiters: Sequence[int], start: int, *, firm: bool) -> Finding:
+def orphan_finding(
+    snapshot: Snapshot, resource: int, waiters: Sequence[int], start: int, *, firm: bool, signed: bool = True
+) -> Finding:
     """Return the finding of a lock whose holder's process has ended.
 
     Args:
         snapshot: The picture of all processes, in which the holder is an ended actor.
         resource: The lock.
         waiters: Serials of those who wait for it.
-        start: When the holder's process was started, in clock ticks since boot.
+        start: When the holder's process was started, in clock ticks since boot; 1 if nobody knows.
         firm: Whether the code shows that the holder was to give the lock back.
+        signed: Whether the board had it as the holder; else it ended in the midst of taking the lock or giving it back.
     """
     scene = Scene(snapshot)
     edge = scene.holders[resource][0]
@@ -47,13 +51,14 @@ def orphan_finding(snapshot: Snapshot, resource: int, waiters: Sequence[int], st
     who = scene.actors[waiters[0]].name + (f" and {len(waiters) - 1} more" if len(waiters) > 1 else "")
     verb = "waits" if len(waiters) == 1 else "wait"
     label = scene.label(resource)
+    began = f", started at tick {start}," if start > 1 else ""
     return scene.finding(
         "orphaned-lock",
         "proven" if firm else "suspected",
         roles,
-        title=f"{who} {verb} for {label}, whose holder {dead.name}, started at tick {start}, is dead{where}",
+        title=f"{who} {verb} for {label}, whose holder {dead.name}{began} is dead{where}",
         advice=_ORPHAN_ADVICE,
         resource_kind=scene.resources[resource].kind,
         detail="owner process died",
-        reason=None if firm else _DOUBT,
+        reason=None if firm else _DOUBT if signed else _UNSIGNED,
     )
