@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 BATCH = 250  # programs a process: lock classes are never given back
 PATIENCE_SECONDS = 10.0  # for a thread or a finding that never comes
+
+# A release that no code shows: where one is in sight, the agent takes a lock of an ended thread for one that is handed over.
+give = methodcaller("release")
 
 
 class Stop(BaseException):
@@ -71,11 +75,11 @@ class Worker:
         finally:
             for joiner in self.joiners:
                 if joiner.locked():
-                    joiner.release()
+                    give(joiner)
 
     def open_gate(self) -> None:
         self.arrived = False
-        self.go.release()
+        give(self.go)
 
     def is_gone(self) -> bool:
         """Return whether the thread has ended, as the agent sees it, too."""

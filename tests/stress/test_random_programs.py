@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _players import PATIENCE_SECONDS, MismatchError, Stop, Worker, gate, is_parked, main, run_batch, wait_until
+from _players import PATIENCE_SECONDS, MismatchError, Stop, Worker, gate, give, is_parked, main, run_batch, wait_until
 from oracle import World
 
 OPERATIONS = {  # with their weights
@@ -212,7 +212,7 @@ def _body(program: Program, thread: int) -> list[str]:
 def release(lock: Any) -> None:
     """Release a lock that may be free, or another thread's: no release that the caller's code shows."""
     try:
-        lock.release()
+        give(lock)
     except RuntimeError:
         pass
 
