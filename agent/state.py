@@ -310,6 +310,11 @@ def post(event: Any) -> bool:
     return True
 
 
+def has_events() -> bool:
+    """Return whether something waits to be judged."""
+    return bool(_events)
+
+
 def take_events() -> list[Any]:
     """Return the queued events, oldest first, and forget them; the monitor calls this."""
     core.collect_gone()  # locks destroyed while held say so here
