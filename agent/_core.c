@@ -1,6 +1,10 @@
 /* The module: what Python code may ask of the core.  See _core.h for the structs, _core.pyi for the signatures. */
 #include "_core.h"
 
+#ifdef __linux__
+#  include <sys/prctl.h>
+#endif
+
 Core core;
 PyTypeObject *LockType, *RLockType, *CellType, *ClassType, *RecordType, *WaitType, *ThreadEndType;
 static PyTypeObject *LockMetaType;
@@ -180,6 +184,9 @@ core_mark_agent_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         return NULL;
     }
     record->agent = 1;
+#ifdef __linux__
+    prctl(PR_SET_NAME, "concagent-agent"); /* for the kernel's lists of threads, and hooks/undrained.py */
+#endif
     Py_RETURN_NONE;
 }
 

@@ -26,7 +26,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core, graph, shared, snapshots, state
+from concagent import _real, calls, core, graph, shared, snapshots, state
 from concagent.board import PAYLOAD_LIMIT, Holder, is_alive, is_stopped, start_time
 from concagent.detectors import crossing, deadlock
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot, StackFrame
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 AGAIN_NS: Final = 60_000_000  # between two looks while something is being confirmed
 LOOKS: Final = 25  # such looks before the usual rhythm
 QUIET_NS: Final = 4_900_000_000
+HAND_OVER_NS: Final = 900_000_000  # for a lock that may have been meant for somebody else to give back, as in ``judge``
 _STACK_LIMIT: Final = 12
 _LOCK_KINDS: Final = frozenset({"mp-lock", "mp-rlock"})
 
@@ -70,6 +71,12 @@ class _Joined(NamedTuple):
     cells: dict[int, int]  # resource -> its cell on the board
     keys: dict[int, int]  # resource -> its key
     unsigned: frozenset[int]  # of them the locks whose holder was killed before it could sign, or after it signed off
+
+
+def _may_be_handed_over(waiting: set[int]) -> bool:
+    """Return whether a thread of ours but these runs a function that looks as if it releases what others have taken."""
+    not_asked = {record.ident for record in core.records() if record.agent or record.serial in waiting}
+    return any(calls.may_hand_over(frame) for ident, frame in _real.current_frames().items() if ident not in not_asked)
 
 
 class Union:
@@ -189,8 +196,12 @@ class Union:
             if not signed and not shared.is_taken(joined.keys[resource]):
                 continue
             kind = next(r for r in joined.picture.resources if r.serial == resource).kind
-            firm = signed and (kind == "mp-rlock" or shared.is_firm(shared.site_of(holder.site)[0]))
-            young = now_ns - min(edge.since_ns for edge in waits) < self._config.stall_after * 1e9
+            habit = shared.site_of(holder.site)[0]
+            waited_ns = now_ns - min(edge.since_ns for edge in waits)
+            firm = signed and (kind == "mp-rlock" or shared.is_firm(habit))
+            if signed and habit == "bare" and waited_ns >= HAND_OVER_NS:
+                firm = firm or not _may_be_handed_over({edge.actor for edge in mine})
+            young = waited_ns < self._config.stall_after * 1e9
             if not firm and young:
                 continue
             first_ns = self._candidates[key] = known.get(key, now_ns)

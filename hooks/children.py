@@ -237,12 +237,12 @@ def pipe_of(stream: str, descriptor: int) -> Pipe | None:
 
 def _asleep_in_write(pid: int, pipes: dict[int, Pipe], depth: int = 0) -> _Sleep | None:
     """Return the sleep of a process in a write to one of these pipes, or of its children if it waits for them."""
-    where = _read_file(f"/proc/{pid}/wchan")
+    where = read_file(f"/proc/{pid}/wchan")
     sleeps = _sleeps(pid)
     if sleeps is None:
         return None
     if "pipe_write" in where:
-        words = _read_file(f"/proc/{pid}/syscall").split()
+        words = read_file(f"/proc/{pid}/syscall").split()
         try:
             inode = os.stat(f"/proc/{pid}/fd/{int(words[1], 16)}").st_ino
         except (OSError, ValueError, IndexError):
@@ -250,7 +250,7 @@ def _asleep_in_write(pid: int, pipes: dict[int, Pipe], depth: int = 0) -> _Sleep
         return _Sleep(pipes[inode], (sleeps,)) if inode in pipes else None
     if where != "do_wait" or depth == _DEPTH:
         return None
-    below = [_asleep_in_write(int(c), pipes, depth + 1) for c in _read_file(f"/proc/{pid}/task/{pid}/children").split()]
+    below = [_asleep_in_write(int(c), pipes, depth + 1) for c in read_file(f"/proc/{pid}/task/{pid}/children").split()]
     stuck = [one for one in below if one is not None]
     if not stuck or len(stuck) < len(below):
         return None
@@ -259,12 +259,13 @@ def _asleep_in_write(pid: int, pipes: dict[int, Pipe], depth: int = 0) -> _Sleep
 
 def _sleeps(pid: int) -> str | None:
     """Return which process this is, and how often it has gone to sleep; None if it is gone."""
-    lines = [line for line in _read_file(f"/proc/{pid}/status").splitlines() if line.startswith("voluntary_ctxt")]
-    fields = _read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    lines = [line for line in read_file(f"/proc/{pid}/status").splitlines() if line.startswith("voluntary_ctxt")]
+    fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return f"{pid}@{fields[19]}:{lines[0].split()[1]}" if lines and len(fields) > 19 else None
 
 
-def _read_file(path: str) -> str:
+def read_file(path: str) -> str:
+    """Return the beginning of a small file of the kernel's, empty where it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -279,25 +280,29 @@ def _read_file(path: str) -> str:
 
 def has_other_readers(inode: int) -> bool:
     """Return whether another process has a reading end of the pipe: one that was forked and kept ours."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
+    others = (int(pid) for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid())
+    return any(readers_of(pid, inode) for pid in others)
+
+
+def readers_of(pid: int, inode: int) -> list[int]:
+    """Return the descriptors of a process that are reading ends of the pipe; none where that cannot be seen."""
+    found = []
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return []
+    for number in numbers:
         try:
-            numbers = os.listdir(f"/proc/{pid}/fd")
+            here = os.readlink(f"/proc/{pid}/fd/{number}") == f"pipe:[{inode}]"
         except OSError:
             continue
-        for number in numbers:
-            try:
-                here = os.readlink(f"/proc/{pid}/fd/{number}") == f"pipe:[{inode}]"
-            except OSError:
-                continue
-            if here and not _writes_only(pid, number):
-                return True
-    return False
+        if here and not _writes_only(str(pid), number):
+            found.append(int(number))
+    return found
 
 
 def _writes_only(pid: str, number: str) -> bool:
-    for line in _read_file(f"/proc/{pid}/fdinfo/{number}").splitlines():
+    for line in read_file(f"/proc/{pid}/fdinfo/{number}").splitlines():
         if line.startswith("flags:"):
             return int(line.split()[1], 8) & os.O_ACCMODE == os.O_WRONLY
     return False

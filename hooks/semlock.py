@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, shared, state
 from concagent.errors import DeadlockError
+from concagent.hooks.undrained import Undrained
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ class SharedSource:
         """Know of nobody yet."""
         self._serials: dict[Any, int] = {}
         self._since: dict[int, tuple[int, int]] = {}  # actor -> (child, since when)
+        self._undrained = Undrained()
 
     def has_work(self) -> bool:
         """Return whether a thread waits for a child."""
@@ -293,6 +295,7 @@ class SharedSource:
             since[serial] = before if before is not None and before[0] == pid else (pid, _real.monotonic_ns())
             self._add_join(builder, actor, pid, since[serial][1], epoch)
         self._since = since
+        self._undrained.forget_all_but({pid for pid, _ in since.values()})
 
     def _add_holder(self, builder: Any, cell: shared.Cell, holder: Holder | None) -> None:
         resource = builder.resources[cell.serial]
@@ -317,14 +320,24 @@ class SharedSource:
         return Actor(self._serial(("process", pid)), "process", pid, pid or None, name, False, "live")
 
     def _add_join(self, builder: Any, actor: Actor, pid: int, since_ns: int, epoch: int) -> None:
-        end = self._serial(("end", pid))
+        name = _child_name(pid)
+        end, process = self._serial(("end", pid)), self._process(pid, name)
         shared.ends[end] = pid
-        builder.add_actor(self._process(pid, f"pid {pid}"))
+        stuck = self._undrained.pipe(pid)
+        builder.add_actor(replace(process, state="blocked") if stuck else process)
         builder.add_actor(replace(actor, state="blocked"))
-        builder.put_resource(Resource(end, "process", f"pid {pid}", None))
-        builder.hold(AssignmentEdge(end, self._serial(("process", pid)), None, 1, None))
+        builder.put_resource(Resource(end, "process", name, None))
+        builder.hold(AssignmentEdge(end, process.serial, None, 1, None))
         ident = next((record.ident for record in core.records() if record.serial == actor.serial), 0)
-        builder.request(RequestEdge(actor.serial, end, since_ns, epoch, False, _join_site(builder.frames.get(ident))))
+        site = _join_site(builder.frames.get(ident))
+        builder.request(RequestEdge(actor.serial, end, since_ns, epoch, False, site))
+        if stuck is not None:
+            pipe, asleep_ns = stuck
+            full = self._serial(("pipe", pid))
+            words = f"full, {pipe.filled_bytes} of {pipe.size_bytes} bytes"
+            builder.put_resource(Resource(full, "pipe", None, None, detail=words))
+            builder.hold(AssignmentEdge(full, actor.serial, None, 1, site))
+            builder.request(RequestEdge(process.serial, full, asleep_ns, asleep_ns, False, None))
 
     def _serial(self, key: tuple[str, int]) -> int:
         if key not in self._serials:
@@ -370,6 +383,16 @@ def _awaited_child(frame: FrameType | None, codes: set[Any]) -> int:
         return 0
     process = frame.f_locals.get("self")
     return int(getattr(process, "pid", 0) or 0) if getattr(process, "returncode", 0) is None else 0
+
+
+def _child_name(pid: int) -> str:
+    """Return what the program calls a child, and its pid."""
+    process = sys.modules.get("multiprocessing.process")
+    children: set[Any] = getattr(process, "_children", set())
+    for child in children.copy():
+        if getattr(getattr(child, "_popen", None), "pid", None) == pid:
+            return f"{child.name} (pid {pid})"
+    return f"pid {pid}"
 
 
 def _join_site(frame: FrameType | None) -> CallSite | None:

@@ -20,18 +20,18 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a 
 SECONDS = 40.0
 # A parent, a child by each way, and a grandchild through a shell; each says who it is, then waits for the end of its input.
 PROGRAM = """
-    import multiprocessing, os, subprocess, sys, threading
+    import multiprocessing, os, shlex, subprocess, sys, threading
 
     def child(name):
         threading.current_thread().name = name
-        print(name, os.getpid(), flush=True)
+        os.write(1, f"{name} {os.getpid()}\\n".encode())  # at once: others write, too
         threading.Event().wait()
 
     def main():
         for method in ("fork", "spawn", "forkserver"):
             multiprocessing.get_context(method).Process(target=child, args=(method,), daemon=True).start()
-        code = "import os, threading; print('shell', os.getpid(), flush=True); threading.Event().wait()"
-        subprocess.Popen(f"{sys.executable} -c {code!r}; true".replace("'", '"').replace('"shell"', "'shell'"), shell=True)
+        code = "import os, threading; os.write(1, b'shell %d' % os.getpid() + bytes([10])); threading.Event().wait()"
+        subprocess.Popen(f"{sys.executable} -c {shlex.quote(code)}; true", shell=True)
         child("root")
 
     if __name__ == "__main__":

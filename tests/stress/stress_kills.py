@@ -312,12 +312,20 @@ def main() -> None:
             time.sleep(0.005)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if os.fork() == 0:  # boards of programs that were killed as a whole are removed when the next one makes its board
-        concagent.install(log=False, stderr=False, socket=False)
-        multiprocessing.get_context("fork").Lock()
-        end_program(0)
-    os.wait()
-    assert not leftovers(roots), leftovers(roots)
+    end = time.monotonic() + PATIENCE_SECONDS  # a thread that was killed may take a moment to be gone
+    while True:
+        # Boards of programs that were killed as a whole are removed when the next one makes its board.
+        if os.fork() == 0:
+            concagent.install(log=False, stderr=False, socket=False)
+            multiprocessing.get_context("fork").Lock()
+            end_program(0)
+        os.wait()
+        left = leftovers(roots)
+        if not left or time.monotonic() > end:
+            break
+        reap()
+        time.sleep(0.1)
+    assert not left, left
     print(f"{rounds} rounds with seed {SEED}: {orphans} orphans, all of them told, and nothing else")
 
 
