@@ -163,6 +163,36 @@ Error_drop_ours(void)
     return 0;
 }
 
+static int
+raise_later(void *error)
+{
+    PyErr_SetObject((PyObject *)Py_TYPE((PyObject *)error), (PyObject *)error);
+    Py_DECREF((PyObject *)error);
+    return -1;
+}
+
+COLD void
+swallow_error(void)
+{
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        PyErr_SetInterrupt();
+        PyErr_Clear();
+    }
+    if (Error_drop_ours() < 0) { /* signal handlers run in the main thread, and so do pending calls */
+        PyObject *type, *error, *trace;
+        PyErr_Fetch(&type, &error, &trace);
+        PyErr_NormalizeException(&type, &error, &trace);
+        if (trace != NULL) {
+            PyException_SetTraceback(error, trace);
+        }
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        if (Py_AddPendingCall(raise_later, error) < 0) {
+            Py_XDECREF(error); /* more of them are waiting than there is room for */
+        }
+    }
+}
+
 static PyObject *
 core_forget_record(PyObject *Py_UNUSED(module), PyObject *record)
 {

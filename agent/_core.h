@@ -357,17 +357,8 @@ gc_resume(int was_enabled)
     }
 }
 
-/* Drop an error at one of our borders; a Ctrl-C that came meanwhile is not ours to drop. */
-static inline void
-swallow_error(void)
-{
-    if (PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-            PyErr_SetInterrupt();
-        }
-        PyErr_Clear();
-    }
-}
+/* Drop an exception that cannot be raised here; one that is the program's is raised a moment later. */
+void swallow_error(void);
 
 /* Return whether frames of this code count as their caller's.  The answer is cached by address; the cache owns the
  * code objects in it, so an address cannot come to mean another function.  A miss may run Python code (of whoever

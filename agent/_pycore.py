@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAME: Final = "python"
-_EXIT_COUNTS: Final = sys.version_info >= (3, 15)  # its arguments; before that it takes what it is given
 INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
 ORDER_RING_SIZE: Final = 4096
 WAIT_BUCKETS_NS: Final = (
@@ -847,11 +846,24 @@ class Lock(metaclass=_LockMeta):
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
         try:
-            if _EXIT_COUNTS and (not exc[2:] or exc[3:]):  # no call: nobody may interrupt before the release
-                _refuse_exit(exc)
             _release_lock(self._cell)
         finally:
             pass
+
+    if sys.version_info >= (
+        3,
+        15,
+    ):  # it counts its arguments; before, a jump lets signals in, and the lock would stay held
+
+        @_uninterrupted
+        def __exit__(self, *exc: object) -> None:
+            """Release at the end of a ``with`` block."""
+            try:
+                if not exc[2:] or exc[3:]:  # no call: nobody may interrupt before the release
+                    _refuse_exit(exc)
+                _release_lock(self._cell)
+            finally:
+                pass
 
     def locked(self) -> bool:
         """Return whether the lock is held."""
@@ -1053,11 +1065,24 @@ class RLock:
     def __exit__(self, *exc: object) -> None:
         """Release at the end of a ``with`` block."""
         try:
-            if _EXIT_COUNTS and (not exc[2:] or exc[3:]):  # no call: nobody may interrupt before the release
-                _refuse_exit(exc)
             _release_rlock(self._cell)
         finally:
             pass
+
+    if sys.version_info >= (
+        3,
+        15,
+    ):  # it counts its arguments; before, a jump lets signals in, and the lock would stay held
+
+        @_uninterrupted
+        def __exit__(self, *exc: object) -> None:
+            """Release at the end of a ``with`` block."""
+            try:
+                if not exc[2:] or exc[3:]:  # no call: nobody may interrupt before the release
+                    _refuse_exit(exc)
+                _release_rlock(self._cell)
+            finally:
+                pass
 
     def _is_owned(self) -> bool:
         hold = self._cell.state.get(0)

@@ -617,18 +617,26 @@ class Agent:
 
     def _at_exit(self) -> None:
         """Say what is left to say, then fall silent: what finalization does to locks and files is nobody's bug."""
-        self.monitor.flush()
-        self.monitor.tell_the_end()
+        services = [service.close for service in (self._control, self._endpoint) if service is not None]
+        board = [self._end_board] if self._end_board is not None else []
+        for step in (
+            self.monitor.flush,
+            self.monitor.tell_the_end,
+            self._look_for_leaks_at_exit,
+            core.stop,
+            *board,
+            self.openings.stop,
+            lambda: self._callbacks.drain(2.0),
+            *services,
+        ):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - border: the program's end is not ours to disturb
+                state.count_error("exit", error)
+
+    def _look_for_leaks_at_exit(self) -> None:
         if self.monitor.stop() and self._may_have_leaked():
             self._leak_watch().look_at_exit()
-        core.stop()
-        if self._end_board is not None:
-            self._end_board()
-        self.openings.stop()
-        self._callbacks.drain(2.0)
-        for service in (self._control, self._endpoint):
-            if service is not None:
-                service.close()
 
     def _may_have_leaked(self) -> bool:
         """Return whether anything is open or was collected unclosed: most programs end without, and look no further."""

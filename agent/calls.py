@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import core, discipline, state
+from concagent.framevalues import values_of
 from concagent.words import SIGNALLING
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def _led_to(frame: FrameType | None) -> set[CodeType]:
     seen: set[CodeType] = set()
     while frame is not None and len(seen) < _LIMIT:
         if _is_of_program(frame.f_code):
-            _look(frame.f_code, _Names(frame.f_locals, frame.f_globals), seen, _DEPTH)
+            inner = values_of(frame, ("self", *frame.f_code.co_freevars))
+            _look(frame.f_code, _Names(inner, frame.f_globals), seen, _DEPTH)
         frame = frame.f_back
     return seen
 

@@ -52,7 +52,7 @@ def is_idle(picture: Snapshot, residue: frozenset[int], main: int) -> bool:
         return all(waits_to_be_ended(one) for one in asked) and all(one.ends == "signal" for one in awaited.values())
     if not waits_to_be_ended(awaited[main]):
         return False
-    return all(waits_for_work(awaited[serial]) for serial in others) if others else has_children()
+    return has_children() or (bool(others) and all(waits_for_work(awaited[serial]) for serial in others))
 
 
 def has_children() -> bool:

@@ -19,11 +19,12 @@ Cost       O(frames).
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
+
+from concagent.framevalues import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,6 @@ EXIT: Final = "exit handler"
 KINDS: Final = (None, FINALIZER, WEAKREF, GC, SIGNAL)  # as the cores number them
 _FUNCTION: Final = 0x1  # CO_OPTIMIZED: no module and no class body, whose locals are the real thing
 _VARARGS: Final = 0x4
-_COPIES: Final = sys.version_info < (3, 13)  # of locals; later the mapping is the frame's own
 _MOST: Final = 4  # arguments of such a function, with `self` and defaults that keep things alive
 
 
@@ -71,16 +71,11 @@ def _kind_of_arguments(values: list[Any]) -> str | None:
 def _arguments(frame: FrameType) -> list[Any]:
     """Return the values of a function's positional arguments, as far as they are still bound."""
     code = frame.f_code
-    found = frame.f_locals
-    try:
-        values = [found[name] for name in code.co_varnames[: code.co_argcount] if name in found]
-        if code.co_flags & _VARARGS:
-            rest = found.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
-            values += rest[: _MOST + 1] if type(rest) is tuple else ()
-        return values
-    finally:
-        if _COPIES:
-            found.clear()
+    names = code.co_varnames[: code.co_argcount]
+    rest = code.co_varnames[code.co_argcount + code.co_kwonlyargcount] if code.co_flags & _VARARGS else ""
+    found = values_of(frame, (*names, rest))
+    more = found.get(rest)
+    return [found[name] for name in names if name in found] + list(more[: _MOST + 1] if type(more) is tuple else ())
 
 
 def is_of_handler(error: BaseException) -> bool:
