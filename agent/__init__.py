@@ -81,6 +81,9 @@ def install(**options: Any) -> Agent:
         ConfigError: An option is unknown or its value is not allowed; nothing has been patched.
         PatchError: Another tool replaced the primitives first, or one cannot be replaced; everything was put back.
     """
+    from concagent import wanted
+
+    wanted.note(options)  # before the core is loaded
     from concagent import bootstrap
 
     return bootstrap.install(**options)

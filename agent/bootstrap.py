@@ -82,7 +82,11 @@ def install_in_child(variables: Mapping[str, str]) -> None:
 
 def _install(config: Config, inherited: tuple[Config, Mapping[str, str]] | None = None) -> Agent:
     global _agent
-    core.choose(config.core)
+    if config.core != "auto" and core.choose(config.core)[0] is not core.implementation:
+        message = (
+            f"option core is {config.core!r}, but the {core.NAME} core is loaded already; set CONCAGENT_CORE before"
+        )
+        raise ConfigError(message, option="core", value=repr(config.core), allowed=core.NAME)
     agent = Agent(config, inherited)
     agent.start()
     _agent = agent

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _pycore, _real, rings
+from concagent import wanted as _wanted
 from concagent.errors import ConfigError
 from concagent.rings import Listener as Listener
 from concagent.rings import find_ring as find_ring
@@ -60,7 +61,7 @@ def choose(wanted: str) -> tuple[Any, str]:
     return _pycore, absent
 
 
-implementation, reason = choose(os.environ.get("CONCAGENT_CORE") or "auto")
+implementation, reason = choose(_wanted.core or os.environ.get("CONCAGENT_CORE") or "auto")
 NAME: Final[str] = "python" if implementation is _pycore else "c"
 if NAME == "c":
     implementation.configure(_describe_thread, rings.walk, _real.allocate_lock, _real.RLockType)

@@ -607,6 +607,9 @@ def install(options: dict[str, Any]) -> None:
     """
     import atexit
 
+    from concagent import wanted
+
+    wanted.note(options)  # before the core is loaded
     from concagent import bootstrap
 
     # Registered before the agent's own callback, so they run after it: findings made at exit count too.

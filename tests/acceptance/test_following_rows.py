@@ -415,3 +415,18 @@ def test_e09_silent_twin_all_give_up_after_a_while(runner: Any, method: str) -> 
     outcome = runner.silent(RING.format(method=method, limit="True, 2.5"))
 
     assert outcome.stdout == "DONE\n"
+
+
+@pytest.mark.parametrize("call", ["[sys.executable, 'own/main.py']", "[sys.executable, '-c', 'import main']"])
+def test_a_child_with_a_module_called_like_one_of_the_library_has_its_own(
+    runner: Any, tmp_path: Path, call: str
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "queue.py").write_text("OWN = 1\n", encoding="utf-8")
+    (folder / "main.py").write_text("import queue\nprint(hasattr(queue, 'OWN'))\n", encoding="utf-8")
+    place = repr(str(tmp_path if "own/" in call else folder))
+
+    outcome = runner.silent(f"import subprocess, sys\nsubprocess.run({call}, cwd={place}, check=True)\n")
+
+    assert outcome.stdout == "True\n"

@@ -455,3 +455,29 @@ def test_e21_twin_a_dump_of_a_program_without_a_ring_names_none(runner: Any) -> 
     settle(child)
 
     assert "DEADLOCK" not in child.stderr()
+
+
+@pytest.mark.parametrize("asked", ["python", "auto"])
+def test_the_core_that_an_option_asks_for_is_the_one_that_runs(runner: Any, asked: str) -> None:
+    program = "from concagent import core\nprint(core.NAME, core._load_c()[0] is not None)\n"
+
+    name, has_c = runner.ends(program, core=asked).stdout.split()
+
+    assert name == ("python" if asked == "python" or has_c == "False" else "c")
+
+
+def test_a_core_that_comes_too_late_is_refused(runner: Any) -> None:
+    outcome = runner.silent(
+        """
+        import concagent
+        from concagent import core
+        other = "python" if core.NAME == "c" else "c"
+        concagent.uninstall()
+        try:
+            concagent.install(core=other)
+        except concagent.ConfigError as error:
+            print("core" in str(error))
+        """
+    )
+
+    assert outcome.stdout.split() == ["True"]
