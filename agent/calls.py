@@ -86,5 +86,10 @@ def _class_attribute(cls: type | None, name: str) -> Any:
     return None
 
 
+def is_library(code: CodeType) -> bool:
+    """Return whether this is code of ours, or of the library that locks and waits are made of."""
+    return code.co_filename.startswith(state.own_folders) or bool(core.is_transparent(code))
+
+
 def _is_of_program(code: CodeType) -> bool:
-    return not code.co_filename.startswith(state.own_folders) and not core.is_transparent(code)
+    return not is_library(code)

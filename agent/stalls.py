@@ -25,7 +25,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core, graph, idle, snapshots
+from concagent import _real, calls, core, graph, idle, snapshots
 from concagent.detectors import residue as detector
 from concagent.model import serial_of
 from concagent.stranded import Stranded
@@ -158,8 +158,7 @@ class Stalls:
         epochs = epochs_of(picture)
         if not residue <= epochs.keys():
             return
-        main = core.record_of_ident(threading.main_thread().ident)
-        if not (suspected or evidence) and main is not None and idle.is_idle(picture, residue, main.serial):
+        if not (suspected or evidence) and _is_idle(picture, residue):
             return
         proven = not (suspected or doubt)
         keys = {serial: (serial, epochs[serial]) for serial in residue}
@@ -191,6 +190,15 @@ def _young_rings(picture: Snapshot) -> set[int]:
 def epochs_of(picture: Snapshot) -> dict[int, int]:
     """Return actor -> the epoch of its wait."""
     return {edge.actor: edge.epoch for edge in picture.requests}
+
+
+def _is_idle(picture: Snapshot, residue: frozenset[int]) -> bool:
+    ident = threading.main_thread().ident
+    main = core.record_of_ident(ident)
+    if main is None or ident is None:
+        return False
+    expects = idle.expects_interrupt(_real.current_frames().get(ident), calls.is_library)
+    return idle.is_idle(picture, residue, main.serial, interruptible=expects)
 
 
 def with_handlers(picture: Snapshot) -> Snapshot:

@@ -905,6 +905,45 @@ def test_f50_twin_somebody_may_come_yet(runner: Any, alive: str) -> None:
     assert child.end().findings == []
 
 
+CTRL_C = {
+    "alone": "",
+    "with workers": "jobs = queue.Queue()\nfor _ in range(2): threading.Thread(target=jobs.get).start()",
+    "with a child and a daemon": """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+""",
+}
+
+
+@pytest.mark.parametrize("others", CTRL_C)
+def test_f50_twin_a_main_thread_that_waits_for_ctrl_c_is_left_in_peace(runner: Any, others: str) -> None:
+    wait = "try:\n    threading.Event().wait()\nexcept KeyboardInterrupt:\n    pass\n"
+    child = runner.start(HEAD + f"{CTRL_C[others]}\nfinish('IDLE')\n{wait}")
+    child.until(lambda: "IDLE" in child.stdout())
+    child.linger(2.2)
+
+    assert child.end().findings == []
+
+
+def test_f50_in_a_test_runner_that_handles_ctrl_c_is_found(runner: Any) -> None:
+    found = runner.hangs(
+        HEAD
+        + """
+def test():
+    threading.Event().wait()
+def runner():
+    try:
+        test()
+    except KeyboardInterrupt:
+        pass
+runner()
+"""
+    ).only
+
+    assert (found["kind"], found["confidence"]) == ("stall", "proven")
+
+
 @pytest.mark.parametrize("take", ["results.get()", "results.get(); results.get()"])
 def test_who_waits_for_a_result_whose_thread_has_failed_is_stuck(runner: Any, take: str) -> None:
     """The queue has been used or not: with nobody else there, the result does not come."""
