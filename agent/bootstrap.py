@@ -429,6 +429,7 @@ class Agent:
             futures,
             imports,
             locks,
+            pools,
             processes,
             simplequeue,
             sync,
@@ -455,6 +456,7 @@ class Agent:
             frames.add_patches(self._patches)
             children.add_patches(self._patches)
             processes.add_patches(self._patches, self._watch_processes)
+            pools.add_patches(self._patches)
             self._polls = filelocks.add_patches(self._patches)
             if self._polls is not None:
                 self.monitor.tick_hooks.append(self._look_at_polls)
