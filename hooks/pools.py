@@ -148,6 +148,8 @@ def _awaited(frame: FrameType | None, codes: frozenset[CodeType]) -> Any:
 
 def _sleep_of(pool: Any) -> tuple[str, ...] | None:
     """Return how the workers of a pool sleep while there is nothing to do; None if there is, or may be, something."""
+    if not all(hasattr(queue, "_reader") for queue in (pool._inqueue, pool._outqueue)):
+        return None  # a pool of threads
     tasks = pipe_of("tasks", pool._inqueue._reader.fileno())
     results = pipe_of("results", pool._outqueue._reader.fileno())
     if tasks is None or results is None or tasks.filled_bytes or results.filled_bytes or not pool._taskqueue.empty():

@@ -75,3 +75,17 @@ def test_twin_a_task_that_waits_for_another_process_is_no_lost_one(runner: Any) 
             main()
         """
     )
+
+
+def test_twin_a_pool_of_threads_is_none_of_processes(runner: Any) -> None:
+    runner.silent(
+        """
+        import time
+        from multiprocessing.pool import ThreadPool
+        from concagent import state
+        pool = ThreadPool(2)
+        pool.map(lambda number: time.sleep(1.3), range(4))
+        pool.terminate()
+        assert state.errors() == (), state.error_texts()
+        """
+    )
