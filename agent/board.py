@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 MAGIC: Final = int.from_bytes(b"concagnt", "little")
 VERSION: Final = 2
 PREFIX: Final = "concagent-board-"
-VARIABLE: Final = "_CONCAGENT_BOARD"
 
 _PAGE: Final = 4096
 LOCKS: Final = 8192

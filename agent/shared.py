@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
-from concagent.board import LOCKS, VARIABLE, Board, Holder, clean, folders, parent_of, path_in, start_time
+from concagent.board import LOCKS, Board, Holder, clean, folders, parent_of, path_in, start_time
 from concagent.discipline import discipline
 from concagent.model import CallSite
 from concagent.snapshots import call_site, is_own_code
@@ -185,7 +185,6 @@ def get_board() -> Board | None:
             if _board is None:
                 clean()
                 _board, _made = Board.make(*me()), True
-                os.environ[VARIABLE] = _board.path
             _board.publish(*me(), b"{}")  # so that others know that somebody uses it
             core.share(_board.words, _me[1])
         except (OSError, ValueError, IndexError, ImportError) as error:
@@ -201,8 +200,8 @@ def _say_so() -> None:
 
 
 def _find() -> Board | None:
-    given = os.environ.get(VARIABLE)
-    found = Board.open(given) if given else None
+    """Return the board of an ancestor; what is in the environment is the program's to see, so nothing is put there."""
+    found: Board | None = None
     pid = os.getppid()
     for _ in range(_GENERATIONS):
         if found is not None or pid <= 1:
@@ -217,8 +216,6 @@ def end() -> None:
     """Remove the board if this process made it and nobody else has it: at the process's end."""
     if _board is not None and _made and _me[0] == os.getpid() and not _board.has_others(_me[0]):
         _board.remove()
-        if os.environ.get(VARIABLE) == _board.path:
-            del os.environ[VARIABLE]
 
 
 def site_number(code: CodeType, lasti: int, entered: bool) -> int:
