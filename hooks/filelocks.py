@@ -111,7 +111,10 @@ def _wait_for(original: Any, frame: FrameType, fd: Any, *args: Any, shared: bool
             _count(error)
         return original(fd, *args, **kwargs)
     finally:
-        core.end_waits(mark)
+        try:  # 3.10 looks for signals at the beginning of a handler, but for a ``try``
+            core.end_waits(mark)
+        finally:
+            pass
 
 
 def _count(error: Exception) -> None:

@@ -131,7 +131,10 @@ def replacement(original: Any) -> Any:
                 shared.on_long_wait()
                 got = plain_acquire(self, True)
         finally:
-            core.end_waits(mark)
+            try:  # 3.10 looks for signals at the beginning of a handler, but for a ``try``
+                core.end_waits(mark)
+            finally:
+                pass
             if not got:
                 _call(cell.got)
         return got

@@ -47,7 +47,10 @@ def join(self: Any, timeout: float | None = None) -> None:
             state.count_error("hook", error)
         return _thread_join(self, timeout)
     finally:
-        core.end_waits(mark)
+        try:  # 3.10 looks for signals at the beginning of a handler, but for a ``try``
+            core.end_waits(mark)
+        finally:
+            pass
 
 
 class _StartCondition(threading.Condition):
@@ -115,7 +118,10 @@ def shutdown() -> None:
     try:
         return _shutdown()  # type: ignore[no-any-return]
     finally:
-        core.end_waits(mark)
+        try:  # 3.10 looks for signals at the beginning of a handler, but for a ``try``
+            core.end_waits(mark)
+        finally:
+            pass
         if _publish_shutdown in calls:
             calls.remove(_publish_shutdown)
 

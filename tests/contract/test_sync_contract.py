@@ -253,3 +253,4 @@ def test_what_a_handler_raises_in_the_midst_of_a_hook_is_not_lost(call: str) -> 
 
     assert storm.alarms > 50
     assert storm.lost == 0
+    assert core.current_record().waiting() is None
