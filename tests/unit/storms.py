@@ -54,23 +54,31 @@ class Alarms(Storm):
         super().__enter__()
         return self
 
+    # The loops are functions of their own: on 3.13 the jump back after a ``with`` is not part of the ``try`` around it.
+
     def interrupt(self, call: Callable[[], Any]) -> None:
         """Make a call again and again until an alarm ends that."""
         try:
-            self.armed = True
-            while self.armed:
-                call()
+            self._repeat(call)
             self.lost += 1
         except Alarm:
             self.alarms += 1
 
+    def _repeat(self, call: Callable[[], Any]) -> None:
+        self.armed = True
+        while self.armed:
+            call()
+
     def interrupt_passes(self, lock: Any) -> None:
         """Take the lock and give it back until an alarm ends that."""
         try:
-            self.armed = True
-            while self.armed:
-                with lock:
-                    pass
+            self._pass(lock)
             self.lost += 1
         except Alarm:
             self.alarms += 1
+
+    def _pass(self, lock: Any) -> None:
+        self.armed = True
+        while self.armed:
+            with lock:
+                pass
