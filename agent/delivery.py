@@ -195,8 +195,10 @@ class Delivery:
             subscriber.call(finding)
         except BaseException as error:  # noqa: BLE001 - border: a sys.exit() in a callback must not end the lane
             if not subscriber.lasting:
+                subscriber.active = False
+            self._tell_error(subscriber.name, error)  # before it is removed, so that the program's end waits for that
+            if not subscriber.lasting:
                 self._remove(subscriber)
-            self._tell_error(subscriber.name, error)
 
     def _remove(self, subscriber: _Subscriber) -> bool:
         """Take a subscriber out; return False if somebody else was faster."""

@@ -27,6 +27,10 @@ _files: dict[str, list[bytes]] = {}
 
 def source_line(file: str, line: int) -> str:
     """Return the stripped text of a line (from 1), empty where it cannot be read."""
+    if (
+        file == "<string>"
+    ):  # since 3.13 linecache knows one such text, of ``-c``; ``exec`` gives the name to all of its own
+        return ""
     known: Any = linecache.cache.get(file)
     if known is not None:
         return linecache.getline(file, line).strip()
