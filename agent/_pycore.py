@@ -860,10 +860,8 @@ class Lock(metaclass=_LockMeta):
         finally:
             pass
 
-    if sys.version_info >= (
-        3,
-        15,
-    ):  # it counts its arguments; before, a jump lets signals in, and the lock would stay held
+    # 3.15 counts its arguments.  Before, a jump would let signals in here, and the lock would stay held.
+    if sys.version_info >= (3, 15):
 
         @_uninterrupted
         def __exit__(self, *exc: object) -> None:
@@ -1079,10 +1077,8 @@ class RLock:
         finally:
             pass
 
-    if sys.version_info >= (
-        3,
-        15,
-    ):  # it counts its arguments; before, a jump lets signals in, and the lock would stay held
+    # 3.15 counts its arguments.  Before, a jump would let signals in here, and the lock would stay held.
+    if sys.version_info >= (3, 15):
 
         @_uninterrupted
         def __exit__(self, *exc: object) -> None:

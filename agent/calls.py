@@ -33,7 +33,7 @@ def signalling_calls(frame: FrameType | None) -> tuple[str, ...]:
 
 def may_hand_over(frame: FrameType | None) -> bool:
     """Return whether a live stack's functions, or those they lead to, release what they have not taken themselves."""
-    return any(discipline.releases_for_others(code) for code in _led_to(frame) if _is_of_program(code))
+    return any(discipline.releases_for_others(code) for code in _led_to(frame))
 
 
 def _led_to(frame: FrameType | None) -> set[CodeType]:
