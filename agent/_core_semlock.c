@@ -172,14 +172,15 @@ put(uint64_t *word, uint64_t value)
     }
 }
 
-/* Say that the calling thread tries to take a lock that seems to be free. */
+/* Say that the calling thread tries to take a lock that seems to be free.  If another says so, he has the lock and will
+ * sign, or was killed before he could: then nobody else would know of it. */
 static inline void
 say_trying(SharedCell *cell, Record *record)
 {
     uint64_t *words = cell->words;
     uint64_t holder = words[WHO];
-    if (LIKELY(holder == 0 || holder & FREED)) { /* else it is held, or was a moment ago */
-        put(&words[TRYING], who(record));
+    if (LIKELY((holder == 0 || holder & FREED) && words[TRYING] == 0)) { /* else it is held, or was a moment ago */
+        words[TRYING] = who(record);
     }
 }
 

@@ -325,9 +325,12 @@ class Board:
         return self._words[cell + _KEY] == key
 
     def attempt(self, cell: int, pid: int, native_id: int) -> None:
-        """Note who is about to try to take a lock, if it seems to be free."""
+        """Note who is about to try to take a lock, if it seems to be free.
+
+        If another says so, he has it and will sign, or was killed before he could: then nobody else would know of it.
+        """
         who = self._words[cell + _WHO]
-        if not who or who & _FREED:
+        if (not who or who & _FREED) and not self._words[cell + _TRYING]:
             self._words[cell + _TRYING] = pid << _ID_BITS | native_id
 
     def done(self, cell: int, pid: int, native_id: int) -> None:
@@ -340,7 +343,7 @@ class Board:
         return bool(self._words[cell + _WHO] % _FREED)
 
     def trying(self, cell: int) -> int:
-        """Return the process that said last that it tries to take the lock, and has not been done since; 0 for none."""
+        """Return the process that said that it tries to take the lock, and has not been done since; 0 for none."""
         return self._words[cell + _TRYING] >> _ID_BITS
 
     def take(self, cell: int, pid: int, start: int, native_id: int, where: int, since_ns: int) -> None:
@@ -377,16 +380,18 @@ class Board:
         return bool(self._words[cell + _SIGNAL])
 
     def tell(self, cell: int) -> bool:
-        """Note that the present hold was told of; False if it had been."""
-        who = self._words[cell + _WHO]
-        if self._words[cell + _TOLD] == who:
+        """Note that the present hold was told of; False if it had been.
+
+        Also of a lock that nobody has ever signed: its first holder was killed before he could.
+        """
+        if self.was_told(cell):
             return False
-        self._words[cell + _TOLD] = who
+        self._words[cell + _TOLD] = self._words[cell + _WHO] + 1
         return True
 
     def was_told(self, cell: int) -> bool:
         """Return whether the present hold was told of."""
-        return self._words[cell + _TOLD] == self._words[cell + _WHO]
+        return self._words[cell + _TOLD] == self._words[cell + _WHO] + 1  # 0: nothing was told
 
     # ------------------------------------------------------------ sites
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, filewaits, following, forks, state
+from concagent import _real, core, filewaits, following, forks, halfloaded, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
@@ -688,7 +688,12 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Begin anew: no findings, no threads but the caller's, sockets and pipes of our own."""
         self._paused = False
+        gone = _real.agent_idents - {_real.get_ident()}
         _real.agent_idents.clear()
+        try:
+            halfloaded.forget(gone)
+        except Exception as error:  # noqa: BLE001 - border: importlib's own affairs differ from version to version
+            state.count_error("fork", error)
         core.after_fork_in_child()
         state.after_fork_in_child()
         filewaits.forked()

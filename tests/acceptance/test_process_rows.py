@@ -240,6 +240,35 @@ def test_h03_a_lock_of_a_killed_process_is_an_orphan(runner: Any, method: str) -
     assert outcome.returncode == 0, outcome.stderr[-2000:]
 
 
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_h03_a_lock_whose_holder_was_killed_before_he_could_sign_is_an_orphan(runner: Any, taken_before: bool) -> None:
+    functions = """
+    def take_and_die(lock):
+        made = lock._semlock
+        made.cell.attempt()
+        type(made).__base__.acquire(made, False)  # the original's: nobody signs
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    main = f"""
+    lock = CTX.Lock()
+    if {taken_before}:
+        with lock:
+            pass
+    holder = start(take_and_die, lock)
+    holder.join()
+    waiters = start(want, lock), start(want, lock)
+    told()
+    print(holder.pid)
+    end(*waiters)
+    """
+
+    outcome = runner.ends(program("fork", textwrap.dedent(HOLD) + textwrap.dedent(functions), main), shape="install")
+
+    finding = outcome.only
+    assert finding["kind"] == "orphaned-lock"
+    assert f"(pid {outcome.stdout.split()[0]})" in finding["title"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_h03_twin_a_lock_given_back_before_the_kill_and_one_held_for_long_are_silent(runner: Any, method: str) -> None:
     functions = """

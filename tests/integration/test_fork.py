@@ -278,3 +278,32 @@ def test_a_fork_with_the_import_lock_held_leaves_the_parent_its_agent() -> None:
         """
 
     assert run(code, "-W", "ignore", prelude="") == (0, "found\n", "")
+
+
+def test_a_child_can_import_what_a_thread_of_the_agent_was_just_importing(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_load.py").write_text("import builtins\nbuiltins.loading()\nDONE = True\n", encoding="utf-8")
+    code = f"""
+        import _thread, builtins, os, sys
+        from concagent import _real
+        sys.path.insert(0, {str(tmp_path)!r})
+        begun, go_on = _thread.allocate_lock(), _thread.allocate_lock()
+        begun.acquire(), go_on.acquire()
+        def loading():
+            begun.release()
+            go_on.acquire()
+        builtins.loading = loading
+        _real.start_agent_thread(__import__, ("slow_to_load",))
+        begun.acquire()
+        pid = os.fork()
+        if pid == 0:
+            builtins.loading = lambda: None
+            import slow_to_load
+            print("child", slow_to_load.DONE, flush=True)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        go_on.release()
+        import slow_to_load
+        print("parent", slow_to_load.DONE)
+        """
+
+    assert run(code)[:2] == (0, "child True\nparent True\n")

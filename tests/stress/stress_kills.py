@@ -144,8 +144,25 @@ class Round:
 
     def described(self, what: str) -> str:
         return (
-            f"seed {self.seed}: {what}; expected {self.expected}, told {self.told()}, words {self.words[:40].tolist()}"
+            f"seed {self.seed}: {what}; expected {self.expected}, told {self.told()}, words {self.words[:40].tolist()}\n"
+            + "\n".join(self.on_board())
         )
+
+    def on_board(self) -> list[str]:
+        """Return what the board knows, for whoever looks for the cause of a failure."""
+        board = self.board()
+        if board is None:
+            return ["there is no board"]
+        locks = [
+            f"lock {cell}: {board.holder(cell)}, tried by {board.trying(cell)}, wanted by {board.wanting(cell)}, "
+            f"signed {board.was_signed(cell)}, told {board.was_told(cell)}, signal {board.is_signal(cell)}"
+            for cell in board.cells()
+        ]
+        return locks + [f"slot {slot.pid} ({state_of(slot.pid)}): {slot.payload.decode()}" for slot in board.slots()]
+
+    def board(self) -> Board | None:
+        paths = glob.glob(f"/dev/shm/concagent-board-*-{self.root}-{self.start_ticks}")
+        return Board.open(paths[0]) if paths else None
 
     def workers(self) -> list[int]:
         return [number for number in range(self.words[PIDS + 8]) if lives(self.words[PIDS + number])]
@@ -227,8 +244,7 @@ class Round:
         return 0.0
 
     def check_board(self) -> None:
-        paths = glob.glob(f"/dev/shm/concagent-board-*-{self.root}-{self.start_ticks}")
-        board = Board.open(paths[0]) if paths else None
+        board = self.board()
         if board is None:
             return
         mine = {self.root, *(self.words[PIDS + n] for n in range(8))}

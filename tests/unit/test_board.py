@@ -64,6 +64,16 @@ def test_each_hold_has_a_generation_of_its_own(board: Board) -> None:
     assert first != board.holder(cell)
 
 
+def test_each_hold_is_told_of_once_also_that_of_a_lock_that_nobody_came_to_sign(board: Board) -> None:
+    cell = board.claim_lock(77, NOW)
+    assert not board.was_told(cell)
+    assert [board.tell(cell), board.was_told(cell), board.tell(cell)] == [True, True, False]
+
+    board.take(cell, 11, 22, 33, 0, 0)
+    assert not board.was_told(cell)
+    assert [board.tell(cell), board.was_told(cell), board.tell(cell)] == [True, True, False]
+
+
 def test_of_two_locks_with_one_key_the_later_is_found(board: Board) -> None:
     board.claim_lock(77, NOW)
     later = board.claim_lock(77, NOW)
