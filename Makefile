@@ -4,7 +4,7 @@
 #     make test          all tests that need no other program
 #     make test-python-core  the same programs on the Python core, where the C core is built
 #     make lint          ruff, mypy --strict, C warnings as errors
-#     make test-servers  the tests that need a real Prometheus and Alertmanager
+#     make test-servers  the tests that need a real Prometheus, Alertmanager, Redis, gunicorn under load ...
 #     make matrix        unit, contract and acceptance tests on the other interpreters
 #     make sanitize      the C core under ASan, UBSan and TSan, failed allocations, leaks (minutes)
 #     make coverage      branch coverage of the agent
@@ -40,7 +40,7 @@ test-python-core:
 	CONCAGENT_CORE=python $(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/contract tests/acceptance tests/integration/test_random_programs.py
 
 test-servers:
-	@.ci/venv $(VENV) -e '.[test]'
+	@.ci/venv $(VENV) -e '.[test,servers]'
 	$(BIN)/pytest -q -m server $(PYTEST_ARGS) $(wildcard tests/integration tests/acceptance)
 
 lint: types lint-c

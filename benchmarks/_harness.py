@@ -43,6 +43,7 @@ from typing import Any, Final
 
 ROUND_SECONDS: Final = 0.002  # of one variant in one round: shorter than a time slice of a busy machine
 NOISY: Final = 0.05  # a control further from 1 than this makes its row doubtful
+INSTALL_SECONDS: Final = 300
 PROC_STATUS: Final = "/proc/self/status"
 
 
@@ -384,6 +385,46 @@ def child_environment(**settings: str) -> dict[str, str]:
     environment = {**os.environ, **settings}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
+
+
+def environment_with(name: str, *packages: str) -> str:
+    """Return the interpreter of an environment that has these packages, made on first use below ``build``.
+
+    Each interpreter has its own, also two of one version.
+
+    Raises:
+        ImportError: It cannot be made; says why.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    folder = os.path.join(root, "build", f"bench-{name}-{version}{'-pgo' if is_optimised() else ''}")
+    python = os.path.join(folder, "bin", "python")
+    code = "import " + ", ".join(packages)
+    if os.path.exists(python) and not subprocess.run([python, "-c", code], capture_output=True, check=False).returncode:
+        return python
+    for step in (
+        [sys.executable, "-m", "venv", "--clear", folder],
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages],
+    ):
+        try:
+            subprocess.run(step, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+        except (subprocess.SubprocessError, OSError) as error:
+            words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            why = words[-1] if words else error
+            raise ImportError(f"{', '.join(packages)} cannot be installed: {why}") from error
+    return python
+
+
+def this_concagent() -> str:
+    """Return the first lines of a program for such an interpreter: it finds concagent where this process found it."""
+    import concagent
+
+    return (
+        "import sys, importlib.util as u\n"
+        f"spec = u.spec_from_file_location('concagent', {concagent.__file__!r},\n"
+        f"    submodule_search_locations={list(concagent.__path__)!r})\n"
+        "sys.modules['concagent'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)\n"
+    )
 
 
 def clock() -> float:

@@ -4,7 +4,7 @@ Each process holds three kinds of locks at once, measured in turn: CPython's, ou
 ``threading.Lock`` when its profiler starts; ours are then taken from the core directly, recording as after
 ``install``, because two tools cannot both replace one name.  The twin is `concagent._pycore` in its own process.
 
-ddtrace lives in an environment of its own, ``build/bench-peers-X.Y``, made on first use with the interpreter that runs this
+ddtrace lives in an environment of its own, ``build/bench-peers-X.Y.Z``, made on first use with the interpreter that runs this
 file.  Where it cannot be installed its rows are skipped, with the reason.  Captured are by default 1 % of the
 acquisitions; "100 %" is what a user sets to see every one.
 
@@ -22,8 +22,6 @@ from typing import Any
 
 import _harness
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-INSTALL_SECONDS = 300
 PEER = "--as-peer"
 CASES = {"with": "with lock:\n    pass", "acquire+release": "lock.acquire(); lock.release()", "create": "make()"}
 
@@ -51,37 +49,10 @@ def peer_process(kind: str, rounds: int) -> None:
     os._exit(0)  # the profiler would upload what it has
 
 
-def environment_of_peers() -> str:
-    """Return the interpreter that has ddtrace, made on first use.
-
-    Raises:
-        ImportError: It cannot be made; says why.
-    """
-    version = ".".join(str(part) for part in sys.version_info[:2])
-    folder = os.path.join(ROOT, "build", f"bench-peers-{version}")
-    python = os.path.join(folder, "bin", "python")
-    steps = [[sys.executable, "-m", "venv", folder]] if not os.path.exists(python) else []
-    if steps or subprocess.run([python, "-c", "import ddtrace"], capture_output=True, check=False).returncode:
-        steps.append([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "ddtrace"])
-    for step in steps:
-        try:
-            subprocess.run(step, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-        except (subprocess.SubprocessError, OSError) as error:
-            words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise ImportError(f"ddtrace cannot be installed: {words[-1] if words else error}") from error
-    return python
-
-
 def run_peer(python: str, kind: str, rounds: int, **environment: str) -> dict[str, Any]:
     """Return what `peer_process` printed; concagent is found where this process found it."""
-    import concagent
-
     code = (
-        "import sys, importlib.util as u\n"
-        f"sys.path.insert(0, {sys.path[0]!r})\n"
-        f"spec = u.spec_from_file_location('concagent', {concagent.__file__!r},\n"
-        f"    submodule_search_locations={list(concagent.__path__)!r})\n"
-        "sys.modules['concagent'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        f"{_harness.this_concagent()}sys.path.insert(0, {sys.path[0]!r})\n"
         f"import bench_peers; bench_peers.peer_process({kind!r}, {rounds})\n"
     )
     settings = {"DD_TRACE_STARTUP_LOGS": "false", "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"}
@@ -105,7 +76,7 @@ def main() -> None:
     rounds = report.effort.rounds(60)
     if report.wants("ddtrace") and not sysconfig.get_config_var("Py_GIL_DISABLED"):
         try:
-            python = environment_of_peers()
+            python = _harness.environment_with("peers", "ddtrace")
         except ImportError as error:
             report.skip(f"rows of ddtrace: {error}")
         else:
