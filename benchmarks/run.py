@@ -42,7 +42,20 @@ except ImportError:  # 3.10
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
 ROOT: Final = os.path.dirname(HERE)
 WORK: Final = os.path.join(ROOT, "build", "bench")
-OWN: Final = ("locks", "sync", "queue", "processes", "contention", "threads", "memory", "scale", "idle", "peers")
+OWN: Final = (
+    "locks",
+    "sync",
+    "queue",
+    "processes",
+    "contention",
+    "threads",
+    "memory",
+    "scale",
+    "idle",
+    "board",
+    "app",
+    "peers",
+)
 SEVERAL: Final = ("locks", "sync", "queue", "processes", "contention", "threads")  # in several processes
 PROCESSES: Final = 3
 PATIENCE_SECONDS: Final = 900
