@@ -12,7 +12,15 @@
 #include "_core.h"
 #include <time.h>
 
-#define FAIR_NS 2000000 /* a waiter of so long may have the lock reserved, once in so long */
+/* A waiter of FAIR_NS may have the lock reserved, once in FAIR_EVERY_NS: as fair as the locks of the running version
+ * are. Those of 3.14 are handed to each waiter of a millisecond (CPython Python/lock.c, TIME_TO_BE_FAIR_NS). */
+#if PY_VERSION_HEX >= 0x030E0000
+#  define FAIR_NS 1000000
+#  define FAIR_EVERY_NS 0
+#else
+#  define FAIR_NS 2000000
+#  define FAIR_EVERY_NS 2000000
+#endif
 
 int64_t
 now_ns(void)
@@ -85,7 +93,7 @@ Wait_pass_on(Lock *self)
 {
     LockCell *cell = self->cell; /* a lock that is waited for has one */
     int64_t now = now_ns();
-    if (now - self->waiters->since_ns >= FAIR_NS && now - cell->reserved_ns >= FAIR_NS && !is_finalizing()) {
+    if (now - self->waiters->since_ns >= FAIR_NS && now - cell->reserved_ns >= FAIR_EVERY_NS && !is_finalizing()) {
         cell->reserved_ns = now;
         self->locked = RESERVED;
     }

@@ -424,7 +424,7 @@ POOLS = {
         """,
     # A loader of batches as trainers have: an index queue for each worker, one queue of results, a thread that collects.
     "loader": """
-        import multiprocessing, multiprocessing.shared_memory, queue, threading
+        import multiprocessing, multiprocessing.resource_tracker, multiprocessing.shared_memory, queue, threading
         SIZE = 1 << 12
         def worker(number, indices, results, stop):
             while not stop.is_set():
@@ -446,6 +446,7 @@ POOLS = {
                 memory.close()
                 memory.unlink()
         if __name__ == "__main__":
+            multiprocessing.resource_tracker.ensure_running()  # else each forked worker has one of its own
             context = multiprocessing.get_context("METHOD")
             results, stop = context.Queue(), context.Event()
             indices = [context.Queue() for _ in range(2)]
