@@ -39,6 +39,8 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from concagent import _real
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -75,6 +77,7 @@ _ID: Final = (1 << _ID_BITS) - 1
 _ONE_HOLD: Final = 1 << 2 * _ID_BITS
 _FREED: Final = 1 << 63
 UNUSED_NS: Final = 60_000_000_000  # after which a cell may be given to another lock
+_MAKING_LOOKS: Final = 50  # a millisecond apart, at a board that another process is making
 _LOOKS: Final = 64  # at cells, when all are given out
 
 
@@ -182,7 +185,7 @@ class Board:
 
     @classmethod
     def make(cls, pid: int, start: int) -> Board:
-        """Make a board that is called after this process.
+        """Make a board that is called after this process; where there is one already, return that.
 
         Raises:
             OSError: There is no place for one.
@@ -192,6 +195,12 @@ class Board:
             path = path_in(folder, pid, start)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except FileExistsError as error:  # a relative was faster, or the file is none that we can use
+                failure = error
+                made = cls._open_soon(path)
+                if made is not None:
+                    return made
+                continue
             except OSError as error:
                 failure = error
                 continue
@@ -231,6 +240,15 @@ class Board:
         words = board._words
         fits = words[_H_MAGIC] == MAGIC and words[_H_VERSION] == VERSION and words[_H_SPACE] == pid_space()
         return board if fits else None
+
+    @classmethod
+    def _open_soon(cls, path: str) -> Board | None:
+        for _ in range(_MAKING_LOOKS):
+            board = cls.open(path)
+            if board is not None:
+                return board
+            _real.sleep(0.001)
+        return None
 
     def remove(self) -> None:
         """Take the file away; who has mapped it keeps it."""

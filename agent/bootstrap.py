@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, filewaits, following, forks, halfloaded, state
+from concagent import _real, core, fileholds, filewaits, following, forks, halfloaded, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
@@ -25,11 +25,14 @@ from concagent.tasksource import Tasks, asyncio_is_loaded
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from logging import Logger
+    from types import FrameType
 
     from concagent.exporters.control import ControlServer
     from concagent.exporters.http import Endpoint
     from concagent.exporters.log import LogSink
     from concagent.filewaits import PollSource
+    from concagent.hooks.children import ChildSource
+    from concagent.hooks.processes import Replacement
     from concagent.lastresort import LastResort
     from concagent.leakwatch import LeakWatch
     from concagent.loopwatch import LoopWatch
@@ -38,9 +41,11 @@ if TYPE_CHECKING:
     from concagent.pollwatch import PollWatch
     from concagent.reportsignal import ReportSignal
     from concagent.suppressions import Suppression
+    from concagent.union import Union
 
 # A child that calls exec has done so by then, and callbacks of `os.register_at_fork` that come after ours have run.
 FORK_SETTLE_NS: Final = 250_000_000
+REFUSED_SECONDS: Final = 0.2  # at most, for the first wait that the kernel refused to be told
 LATE_NS: Final = 100_000_000  # how long a child that was executed goes without descriptors of the agent
 
 _agent: Agent | None = None
@@ -178,6 +183,11 @@ class Agent:
         self._last_resort: LastResort | None = None
         self._adoption: Any = None
         self._end_board: Callable[[], None] | None = None
+        self._union: Union | None = None
+        self._file_holders: Any = None
+        self._refused = False
+        self._children: ChildSource | None = None
+        self._processes: Replacement | None = None
         self._paused = False
         self._installed = False
 
@@ -439,6 +449,7 @@ class Agent:
 
         state.set_own_folders([*hooks.__path__, *exporters.__path__])
         self._patches = PatchSet()
+        following.begin_program()
         families = self.config.patch
         if "locks" in families:
             limit = self.config.class_limit
@@ -454,12 +465,13 @@ class Agent:
         if "threads" in families:
             threads.add_patches(self._patches)
             frames.add_patches(self._patches)
-            children.add_patches(self._patches)
-            processes.add_patches(self._patches, self._watch_processes)
+            self._children = children.add_patches(self._patches)
+            self._processes = processes.add_patches(self._patches, self._watch_processes)
             pools.add_patches(self._patches)
             self._polls = filelocks.add_patches(self._patches)
             if self._polls is not None:
-                self.monitor.tick_hooks.append(self._look_at_polls)
+                self.monitor.tick_hooks += [self._look_at_polls, self._look_at_files]
+                filewaits.on_refused = self._note_refused
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)
@@ -481,21 +493,67 @@ class Agent:
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
 
     def _watch_processes(self) -> None:
-        """Begin to look at all processes: the program has loaded what locks between processes are made of."""
+        """Begin to look at all processes: the program has loaded what their locks are made of, or waits for a file."""
+        if self._union is not None:
+            return
         from concagent import shared
         from concagent.union import Union
 
-        union = Union(self.config, self.monitor.publish, self.monitor.look_later)
+        union = self._union = Union(self.config, self.monitor.publish, self.monitor.look_later)
 
         def look_soon() -> None:
             state.post(state.CallEvent(union.begin))
             self.monitor.wake()
 
         shared.on_long_wait = look_soon
+        shared.has_file_waits = lambda: self._files_concern_others(_real.monotonic_ns())
         self.monitor.tick_hooks.append(union.tick)
         self._at_fork.append(union)
         self._undo.append(("board", shared.end))
         self._end_board = shared.end
+
+    def _look_at_files(self, now_ns: int) -> None:
+        """Begin to look at other processes when a lock on a file may be in somebody's way."""
+        if self._file_holders is None and filewaits.has_long_waits(now_ns):
+            from concagent.fileholders import HolderSource
+
+            source = self._file_holders = HolderSource()
+            state.add_source(source)
+            self._undo.append(("holders of files", lambda: state.remove_source(source)))
+        if self._files_concern_others(now_ns):
+            self._watch_processes()
+            from concagent import shared
+
+            shared.get_board()
+
+    def _files_concern_others(self, now_ns: int) -> bool:
+        """Return whether a thread waits long for a lock on a file, or waits for a child and has one."""
+        if filewaits.has_long_waits(now_ns):
+            return following.has_family()
+        if not fileholds.are_any() or self._children is None or self._processes is None:
+            return False
+        return self._children.has_work() or self._processes.joins()
+
+    def _note_refused(self, descriptor: int, frame: FrameType, shared: bool, span: tuple[int, int]) -> None:
+        """Tell of a ring of processes that the kernel refused to close; on the thread that was refused."""
+        from concagent import refusals
+
+        refusals.note(descriptor, frame, shared, span, self.monitor.publish)
+        if not self._refused:  # the process may be about to end of it
+            self._refused = True
+            self.monitor.flush(REFUSED_SECONDS)
+
+    def _end_boards(self) -> None:
+        """Remove the program's board if nobody uses it any more; children that made it may have ended without."""
+        if self._end_board is not None:
+            self._end_board()
+        elif following.had_children and following.root_pid == os.getpid() and os.path.isdir("/dev/shm"):
+            name = f"concagent-board-{os.getuid()}-{os.getpid()}-"
+            if any(each.startswith(name) for each in os.listdir("/dev/shm")):
+                from concagent import shared
+
+                shared.get_board()
+                shared.end()
 
     def _look_at_loops(self, now_ns: int) -> None:
         if self._loops is None and asyncio_is_loaded():
@@ -624,13 +682,12 @@ class Agent:
     def _at_exit(self) -> None:
         """Say what is left to say, then fall silent: what finalization does to locks and files is nobody's bug."""
         services = [service.close for service in (self._control, self._endpoint) if service is not None]
-        board = [self._end_board] if self._end_board is not None else []
         for step in (
             self.monitor.flush,
             self.monitor.tell_the_end,
             self._look_for_leaks_at_exit,
             core.stop,
-            *board,
+            self._end_boards,
             self.openings.stop,
             lambda: self._callbacks.drain(2.0),
             *services,
@@ -669,7 +726,8 @@ class Agent:
         """Bring the thread back, after CPython has counted threads."""
         self.monitor.go_on()
         forks.in_parent()
-        filewaits.forked()
+        filewaits.forked(child=False)
+        following.had_children = True
         if self._adoption is not None:
             self._adoption.after_fork_in_parent()
         if self._paused:
@@ -696,7 +754,8 @@ class Agent:
             state.count_error("fork", error)
         core.after_fork_in_child()
         state.after_fork_in_child()
-        filewaits.forked()
+        filewaits.forked(child=True)
+        following.had_children = False
         if self._adoption is not None:
             self._adoption.after_fork_in_child()
         self.openings.after_fork_in_child()

@@ -1,10 +1,8 @@
-"""Who holds the locks on files, and who tries again and again to get one.
+"""Who waits for a lock on a file, and who tries again and again to get one.
 
-``flock`` belongs to an open file, not to a thread: it is kept until it is given up through any descriptor of that opening,
-or the last of them is closed.  To see the closing would cost every ``close`` of the program; so a hold is only noted when it
-is taken, and *asked for* when somebody waits: Linux lists in ``/proc/self/fdinfo/N`` the locks of the opening behind
-descriptor N.  What is not listed there (any more) is no hold.  A hold through a descriptor that a child may have, too, is
-none that we know: the child could give it up.
+What is in the way of a wait is asked of `fileholds` and of the kernel.  Within the process that is a ``flock`` through another
+opening; nobody here waits for what ``lockf`` (POSIX) gave this process.  What other processes have is seen where all of
+them are: see ``fileunion``.
 
 Libraries do not wait, they poll: they try without waiting and sleep, so that they can give up in time.  No wait is published
 then, and the thread runs.  A thread whose attempts fail is therefore noted with the frames that it tries from.  If one of
@@ -12,18 +10,7 @@ these is a function of a library that we know, and it says itself that it has no
 function runs.  Other code may do anything between two attempts, and give up; it is told as a suspicion, after
 ``stall_after``, and only where it still does nothing else.
 
-The holder is the thread that took the lock, and how it took it says whether it alone gives it back: entered by ``with`` in a
-function that is running.  Anything else is as a plain Lock that somebody else may release.
-
-``lockf`` (POSIX) belongs to the process: nobody here waits for what this process holds, and the kernel itself refuses rings of
-processes (EDEADLK).  Such waits are shown, and their holder is unknown.
-
-Assumes    Linux's ``fdinfo``; where it cannot be read nobody is known to hold anything, and every wait counts as one that
-           ends.
-Writers    holds: the thread that locks, by descriptor, so there are no more than descriptors.  Attempts: each thread its
-           own.
-Limits     A hold is forgotten at a fork, through an inheritable descriptor, and when its first descriptor is closed though a
-           copy lives.
+Writers    Attempts: each thread its own.
 """
 
 from __future__ import annotations
@@ -31,58 +18,65 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, core
+from concagent import _real, core, fileholds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
+
+    from concagent.fileholds import FileKey, Held, Span
 
 SETTLE_NS: Final = 300_000_000  # so long, and so often, has an attempt to be repeated
 ATTEMPTS: Final = 3
 FORGET_NS: Final = 30_000_000_000  # code that has not tried for so long does something else
 _FILE_LIMIT: Final = 1024
 _CHAIN: Final = 12
-# Module, up to the first dot -> function that polls, its variable with the time limit, and those that let it give up earlier.
-_LIBRARIES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
-    "filelock": ("acquire", "timeout", ("cancel_check",)),
-    "portalocker": ("acquire", "timeout", ()),
+
+
+class _Library(NamedTuple):
+    """How a library polls: its function, the variable with the time limit, and those that let it give up earlier."""
+
+    function: str
+    limit: str
+    others: tuple[str, ...]
+    none_is_endless: bool  # whether it is None that means no limit; else a negative number does
+
+
+_LIBRARIES: Final[dict[str, _Library]] = {  # by module, up to the first dot
+    "filelock": _Library("acquire", "timeout", ("cancel_check",), False),
+    "portalocker": _Library("acquire", "timeout", (), False),
+    "fasteners": _Library("acquire", "timeout", (), True),
 }
 
 
-class Held(NamedTuple):
-    """A lock that was taken through a descriptor: by whom and where, on which file, and whether others may share it."""
-
-    hold: Any  # (record, code, offset, whether it was entered), as of a lock
-    file: tuple[int, int]
-    shared: bool
-
-
 class File:
-    """A file that somebody waits to lock; all who do have the same."""
+    """A file that somebody waits to lock; all who do have the same, for each of the two kinds of locks."""
 
-    __slots__ = ("key", "name", "serial")
+    __slots__ = ("key", "name", "posix", "serial")
 
-    def __init__(self, key: tuple[int, int], descriptor: int) -> None:
+    def __init__(self, key: FileKey, descriptor: int, posix: bool) -> None:
         """Name a file after its path's last part: device and inode mean nothing to people."""
         self.serial: int = core.next_serial()
         self.key = key
+        self.posix = posix
         self.name = _name_of(descriptor)
 
 
 class FileWait:
     """A wait for a lock on a file, as a resource: what is in the way depends on how it is wanted."""
 
-    __slots__ = ("descriptor", "file", "posix", "record", "shared")
+    __slots__ = ("descriptor", "file", "record", "shared", "span")
     kind: Final = "file-lock"
     code: Final = None
     lasti: Final = 0
     foreign: Final = False
 
-    def __init__(self, file: File, descriptor: int | None, shared: bool, posix: bool) -> None:
-        """Want ``file``; ``descriptor`` is None for who opens it anew at each attempt."""
+    def __init__(self, file: File, descriptor: int | None, shared: bool, span: Span | None) -> None:
+        """Want ``file``, or these bytes; ``descriptor`` is None for who opens it anew at each attempt."""
         self.file = file
         self.descriptor = descriptor
         self.shared = shared
-        self.posix = posix
+        self.span = span
         self.record = core.current_record()
 
     @property
@@ -107,19 +101,25 @@ class FileWait:
 
         Takes a few system calls for each hold on this file, and none if there is none.
         """
-        if self.posix:
-            return None
         found = None
-        for descriptor, held in list(_holds.items()):
-            if held.file != self.file.key or (self.shared and held.shared) or held.hold[0].ended:
+        for held in self.blockers():
+            if held.inherited:  # by children, who could give it up
                 continue
-            if descriptor == self.descriptor or not holds_lock(descriptor, held.file):
-                continue
-            if self.descriptor is not None and holds_lock(self.descriptor, held.file):
-                continue  # another descriptor of the same opening, which never waits for itself
             if found is None or held.hold[0] is self.record:
                 found = held.hold
         return found
+
+    def blockers(self) -> Iterator[Held]:
+        """Yield the holds of this process that are in the way, those that children have, too, included."""
+        if self.span is not None:
+            return  # the process waits for no other than others
+        for held in fileholds.of_file(self.file.key):
+            if not held.is_in_way_of(self.shared, None) or held.descriptor == self.descriptor:
+                continue
+            if not fileholds.is_in_force(held):
+                continue
+            if self.descriptor is None or not fileholds.holds_lock(self.descriptor, held.file):
+                yield held  # else it is another descriptor of the same opening, which never waits for itself
 
 
 class Attempts:
@@ -163,40 +163,35 @@ class Attempts:
         return self.count >= ATTEMPTS and now_ns - self.since_ns >= SETTLE_NS
 
 
-_holds: dict[int, Held] = {}
 _files: dict[tuple[int, int, bool], File] = {}
 _attempts: dict[Any, Attempts] = {}
+on_refused: Callable[..., None] = lambda *_: None  # noqa: E731 - told of a wait that would have closed a ring (EDEADLK)
+_asked = False  # whether anybody has ever had to wait here
 
 
 # ---------------------------------------------------------------- on the program's threads
 
 
-def note_hold(descriptor: int, frame: FrameType, shared: bool) -> None:
-    """Remember that the calling thread has locked a file; ``frame`` called ``flock``."""
-    status = os.fstat(descriptor)
-    record = core.current_record()
-    _attempts.pop(record, None)
-    owner, entered = _owner(frame)
-    hold = (record, owner.f_code, owner.f_lasti, entered)
-    _holds[descriptor] = Held(hold, (status.st_dev, status.st_ino), shared)
+def note_hold(descriptor: int, frame: FrameType, shared: bool, span: Span | None = None) -> None:
+    """Remember that the calling thread has locked a file; ``frame`` called ``flock`` or ``lockf``."""
+    _attempts.pop(core.current_record(), None)
+    fileholds.note(descriptor, frame, shared, span, _LIBRARIES.__contains__)
 
 
-def forget_hold(descriptor: int) -> None:
-    """Forget what was locked through a descriptor."""
-    _holds.pop(descriptor, None)
-
-
-def note_failure(descriptor: int, frame: FrameType, shared: bool) -> None:
-    """Remember that the calling thread has tried to lock a file in vain; ``frame`` called ``flock``."""
+def note_failure(descriptor: int, frame: FrameType, shared: bool, span: Span | None = None) -> None:
+    """Remember that the calling thread has tried to lock a file in vain; ``frame`` called ``flock`` or ``lockf``."""
+    global _asked
     record, now_ns = core.current_record(), _real.monotonic_ns()
     status = os.fstat(descriptor)
-    key = (status.st_dev, status.st_ino)
+    key, posix = (status.st_dev, status.st_ino), span is not None
     tried = _attempts.get(record)
     same = (
-        tried is not None and tried.wait.file.key == key and (tried.code, tried.lasti) == (frame.f_code, frame.f_lasti)
+        tried is not None
+        and (tried.wait.file.key, tried.wait.span) == (key, span)
+        and (tried.code, tried.lasti) == (frame.f_code, frame.f_lasti)
     )
     if tried is None or not same:
-        tried = Attempts(record, FileWait(file_of(descriptor, key, False), None, shared, False), frame, now_ns)
+        tried = Attempts(record, FileWait(file_of(descriptor, key, posix), None, shared, span), frame, now_ns)
     tried.last_ns = now_ns
     tried.count += 1
     tried.chain, library = _chain(frame)
@@ -207,37 +202,26 @@ def note_failure(descriptor: int, frame: FrameType, shared: bool) -> None:
     if library is not None and tried.endless is None and tried.count > 1:
         tried.endless = _is_endless(library)
     _attempts[record] = tried
+    _asked = True
 
 
-def wanted(descriptor: int, shared: bool, *, posix: bool = False) -> FileWait:
+def wanted(descriptor: int, shared: bool, span: Span | None = None) -> FileWait:
     """Return what a thread that is about to wait for a lock on a file waits for."""
+    global _asked
+    _asked = True
     status = os.fstat(descriptor)
-    return FileWait(file_of(descriptor, (status.st_dev, status.st_ino), posix), descriptor, shared, posix)
+    file = file_of(descriptor, (status.st_dev, status.st_ino), span is not None)
+    return FileWait(file, descriptor, shared, span)
 
 
-def file_of(descriptor: int, key: tuple[int, int], posix: bool) -> File:
+def file_of(descriptor: int, key: FileKey, posix: bool) -> File:
     """Return a file that is waited for, made at the first time."""
     known = _files.get((*key, posix))
     if known is None:
         if len(_files) >= _FILE_LIMIT:
             _files.clear()  # who waits keeps the old one: the same file may be shown twice
-        known = _files.setdefault((*key, posix), File(key, descriptor))
+        known = _files.setdefault((*key, posix), File(key, descriptor, posix))
     return known
-
-
-def _owner(frame: FrameType) -> tuple[FrameType, bool]:
-    """Return the frame that will give a lock back, and whether it has entered it with ``with``."""
-    outer: FrameType | None = frame
-    owner = frame
-    for _ in range(_CHAIN):
-        if outer is None:
-            break
-        if outer.f_code.co_name == "__enter__" and outer.f_back is not None:
-            return outer.f_back, True
-        if _module(outer) in _LIBRARIES and outer.f_back is not None:
-            owner = outer.f_back
-        outer = outer.f_back
-    return owner, False
 
 
 def _chain(frame: FrameType) -> tuple[frozenset[tuple[int, CodeType]], FrameType | None]:
@@ -247,37 +231,20 @@ def _chain(frame: FrameType) -> tuple[frozenset[tuple[int, CodeType]], FrameType
     outer: FrameType | None = frame
     while outer is not None and len(chain) < _CHAIN:
         chain.append((id(outer), outer.f_code))
-        known = _LIBRARIES.get(_module(outer))
-        if known is not None and outer.f_code.co_name == known[0]:
+        known = _LIBRARIES.get(fileholds.module_of(outer))
+        if known is not None and outer.f_code.co_name == known.function:
             library = outer
         outer = outer.f_back
     return frozenset(chain), library
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
 def _is_endless(frame: FrameType) -> bool:
-    """Return whether a function of a library says that it has no time limit: a negative number is none."""
-    _, limit, others = _LIBRARIES[_module(frame)]
+    """Return whether a function of a library says that it has no time limit."""
+    library = _LIBRARIES[fileholds.module_of(frame)]
     values = frame.f_locals
-    timeout = values.get(limit)
-    return isinstance(timeout, (int, float)) and timeout < 0 and all(values.get(name) is None for name in others)
-
-
-def holds_lock(descriptor: int, key: tuple[int, int]) -> bool:
-    """Return whether the opening behind a descriptor has a ``flock`` on this file now, and no child can have it, too."""
-    try:
-        status = os.fstat(descriptor)
-        if (status.st_dev, status.st_ino) != key or os.get_inheritable(descriptor):
-            return False
-        with _real.open_file(f"/proc/self/fdinfo/{descriptor}", "rb", buffering=0) as info:
-            lines = info.read(4096).splitlines()
-    except OSError:
-        return False
-    inode = b":%d" % key[1]
-    return any(b" FLOCK " in line and line.startswith(b"lock:") and line.split()[-3].endswith(inode) for line in lines)
+    timeout = values.get(library.limit, 0)
+    endless = timeout is None if library.none_is_endless else isinstance(timeout, (int, float)) and timeout < 0
+    return endless and values.get("blocking") is not False and all(values.get(name) is None for name in library.others)
 
 
 def _name_of(descriptor: int) -> str | None:
@@ -288,10 +255,11 @@ def _name_of(descriptor: int) -> str | None:
     return os.path.basename(path) or None
 
 
-def forked() -> None:
-    """Forget all holds, after a fork in both processes: each could give up what the other has."""
-    _holds.clear()
-    _attempts.clear()
+def forked(*, child: bool) -> None:
+    """Forget, in a child, what its parent's threads do; and see `fileholds.forked`."""
+    fileholds.forked(child=child)
+    if child:
+        _attempts.clear()
 
 
 # ---------------------------------------------------------------- for pictures
@@ -400,3 +368,31 @@ def _is_there(tried: Attempts, frame: FrameType | None, now_ns: int) -> bool:
             _attempts.pop(tried.record, None)
         return outer is not None
     return (id(frame), frame.f_code) in tried.chain
+
+
+# ---------------------------------------------------------------- asked for other processes
+
+
+def waits() -> dict[int, FileWait]:
+    """Return actor's serial -> the lock on a file that it waits for, attempts without a time limit included."""
+    if not _asked:
+        return {}
+    found = {tried.record.serial: tried.wait for tried in attempts() if tried.endless}
+    for record in core.records():
+        wait = record.waiting()
+        if wait is not None and type(wait.resource) is FileWait:
+            found[record.serial] = wait.resource
+    return found
+
+
+def has_long_waits(now_ns: int) -> bool:
+    """Return whether a thread has waited for `SETTLE_NS`, without a time limit: the question before a picture is taken."""
+    if not _asked:
+        return False
+    if any(tried.endless and tried.is_settled(now_ns) for tried in attempts()):
+        return True
+    waiting = (record.waiting() for record in core.records())
+    return any(
+        wait is not None and type(wait.resource) is FileWait and not wait.timed and now_ns - wait.since_ns >= SETTLE_NS
+        for wait in waiting
+    )

@@ -54,6 +54,8 @@ _SHEBANG_BYTES: Final = 256
 # Numbers from here on are unlikely to be those that a program expects for its next files.
 _SPARE_NUMBERS: Final = 64
 
+had_children = False  # whether a child that was forked or told of us may have made the program's board
+root_pid = 0  # the first process of the program, 0 without an agent
 _said: bytes | None = None  # what children are told, behind the word whether they have a PYTHONPATH; None: nothing
 
 
@@ -67,7 +69,8 @@ def start(config: Config) -> None:
     options = [f"+{name}={value}" for name, value in settled(config).to_environ().items()]
     seen = [f"?{name}={value}" for name, value in os.environ.items() if name.startswith(PREFIX)]
     origin = os.path.join(_HERE, "__init__.py")
-    fields = [sys.implementation.cache_tag or "", sys.prefix, origin, *options, *seen]
+    root = f"@root={root_pid or os.getpid()}"
+    fields = [sys.implementation.cache_tag or "", sys.prefix, origin, root, *options, *seen]
     if any(_SEPARATOR in field for field in fields) or os.pathsep in FOLDER:
         return
     _said = os.fsencode(_SEPARATOR.join(fields))
@@ -91,6 +94,7 @@ def settled(config: Config) -> Config:
 
 def told(pairs: Iterable[bytes]) -> list[bytes] | None:
     """Return an environment, a list of ``NAME=value``, with what the child is told; None if nobody is followed."""
+    global had_children
     if _said is None:
         return None
     path: bytes | None = None
@@ -109,6 +113,7 @@ def told(pairs: Iterable[bytes]) -> list[bytes] | None:
         entries = [entry for entry in entries if entry != folder]
         path = None if not entries and not before.startswith(b"1") else separator.join(entries)
     others.append(_PYTHONPATH + (folder + separator + path if path else folder))
+    had_children = True
     others.append(_VARIABLE + (b"0" if path is None else b"1") + _SEPARATOR.encode() + _said)
     return others
 
@@ -190,6 +195,28 @@ def _is_script_of_python(paths: Sequence[bytes]) -> bool:
     return False
 
 
+# ---------------------------------------------------------------- in both
+
+
+def begin_program() -> None:
+    """Note that this process has an agent; it is the program's first one if it was not told or forked otherwise."""
+    global root_pid
+    root_pid = root_pid or os.getpid()
+
+
+def has_family() -> bool:
+    """Return whether the program has, or had, other processes: this one's first one, or children of this one."""
+    if root_pid not in {0, os.getpid()}:
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # takes no child away
+    except (ChildProcessError, AttributeError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 # ---------------------------------------------------------------- in the child
 
 
@@ -220,8 +247,12 @@ def begin(fields: Iterable[str]) -> None:
     """
     inherited: dict[str, str] = {}
     seen: dict[str, str] = {}
+    global root_pid
     for field in fields:
         name, _, value = field[1:].partition("=")
+        if field[0] == "@":
+            root_pid = int(value)
+            continue
         (inherited if field[0] == "+" else seen)[name] = value
     own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and seen.get(name) != value}
     variables = {**inherited, **own}

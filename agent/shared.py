@@ -18,7 +18,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, state
+from concagent import _real, core, following, state
 from concagent.board import LOCKS, Board, Holder, clean, folders, parent_of, path_in, start_time
 from concagent.discipline import discipline
 from concagent.model import CallSite
@@ -37,7 +37,6 @@ _FORKERS: Final = frozenset({"multiprocessing.popen_fork", "multiprocessing.fork
 _FIRM: Final = frozenset({"owned", "finally", "later"})
 
 _board: Board | None = None
-_made = False  # whether this very process made it
 _looked = False
 _full = False  # whether there were more locks than cells
 _me = (0, 0)
@@ -46,6 +45,7 @@ _sites: dict[tuple[int, int, bool], tuple[CodeType, int]] = {}
 _cells: dict[int, Any] = {}  # serial -> weak reference to the object that has the cell
 ends: dict[int, int] = {}  # serial of a resource, the end of a child -> the child's pid
 has_waits: Callable[[], bool] = lambda: False  # noqa: E731 - whether a thread waits for any of this
+has_file_waits: Callable[[], bool] = lambda: False  # noqa: E731 - the same for locks on files
 on_long_wait: Callable[[], None] = lambda: None  # noqa: E731 - called when a wait for a shared lock has become long
 
 
@@ -177,20 +177,27 @@ def board() -> Board | None:
 
 def get_board() -> Board | None:
     """Return the program's board, looked for or made when it is first needed; None where there cannot be one."""
-    global _board, _looked, _made
+    global _board, _looked
     if _board is None and not _looked and sys.platform.startswith("linux"):
         _looked = True
         try:
             _board = _find()
             if _board is None:
                 clean()
-                _board, _made = Board.make(*me()), True
+                _board = Board.make(*_root())
             _board.publish(*me(), b"{}")  # so that others know that somebody uses it
             core.share(_board.words, _me[1])
         except (OSError, ValueError, IndexError, ImportError) as error:
             state.count_error("board", error)
             state.post(state.CallEvent(_say_so))
     return _board
+
+
+def _root() -> tuple[int, int]:
+    """Return the first process of the program, after which the board is called: its children meet there, whoever makes it."""
+    root = following.root_pid
+    start = start_time(root) if root and root != os.getpid() else 0
+    return (root, start) if start else me()
 
 
 def _say_so() -> None:
@@ -213,8 +220,8 @@ def _find() -> Board | None:
 
 
 def end() -> None:
-    """Remove the board if this process made it and nobody else has it: at the process's end."""
-    if _board is not None and _made and _me[0] == os.getpid() and not _board.has_others(_me[0]):
+    """Remove the board if nobody else has it: at the end of the process that it is called after, or of the last one."""
+    if _board is not None and _me[0] == os.getpid() == _root()[0] and not _board.has_others(_me[0]):
         _board.remove()
 
 

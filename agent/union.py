@@ -26,9 +26,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, calls, core, graph, shared, snapshots, state
+from concagent import _real, calls, core, fileholds, fileunion, filewaits, graph, shared, snapshots, state
 from concagent.board import PAYLOAD_LIMIT, Holder, is_alive, is_stopped, start_time
 from concagent.detectors import crossing, deadlock
+from concagent.fileunion import FileHold, Want
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource, Snapshot, StackFrame
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Said(NamedTuple):
     resources: list[Any]
     requests: list[Any]
     holds: list[Any]
+    files: Any = None  # of locks on files, see `fileunion.said`; None where there are none
 
 
 class _Joined(NamedTuple):
@@ -71,6 +73,8 @@ class _Joined(NamedTuple):
     cells: dict[int, int]  # resource -> its cell on the board
     keys: dict[int, int]  # resource -> its key
     unsigned: frozenset[int]  # of them the locks whose holder was killed before it could sign, or after it signed off
+    files: dict[int, FileHold]  # file -> the hold that is in the way
+    live: dict[Process, int]  # threads that could do something, where locks on files are used
 
 
 def _may_be_handed_over(waiting: set[int]) -> bool:
@@ -162,6 +166,8 @@ class Union:
         if len(processes) < 2 or not deadlock.ring_is_closed(joined.picture, ring):
             return
         requests = {edge.actor: edge for edge in joined.picture.requests}
+        awaited = {requests[serial].resource for serial in ring}
+        files = [hold for file, hold in joined.files.items() if file in awaited]
         key = frozenset(
             (
                 joined.process_of[serial],
@@ -171,16 +177,19 @@ class Union:
                 joined.holders.get(requests[serial].resource),
             )
             for serial in ring
-        )
+        ) | {hold.identity for hold in files}
         if key in self._told:
             return
         first_ns = self._candidates[key] = known.get(key, now_ns)
         if any(joined.spoken_ns[process] <= first_ns for process in processes):
             return
         del self._candidates[key]
+        doubt = fileunion.doubt_of(joined.picture, ring, files, joined.process_of, joined.live) if files else None
+        if doubt and now_ns - max(requests[serial].since_ns for serial in ring) < self._config.stall_after * 1e9:
+            return
         self._told.add(key)
         if self._speaks_for(processes):
-            self._publish(crossing.ring_finding(joined.picture, ring))
+            self._publish(crossing.ring_finding(joined.picture, ring, doubt=doubt))
 
     def _judge_orphans(self, board: Board, joined: _Joined, known: dict[Any, int], now_ns: int) -> None:
         actors = {actor.serial: actor for actor in joined.picture.actors}
@@ -228,12 +237,14 @@ class Union:
 
     def _own(self) -> Said | None:
         """Return this process's part, None if nobody here waits for something shared."""
-        if not shared.has_waits():
+        if not shared.has_waits() and not shared.has_file_waits():
             return None
         at_ns = _real.monotonic_ns()  # all that is said was seen later
         picture = snapshots.take(named=False)
         cells = {cell.serial: cell for cell in shared.cells()}
-        if not any(edge.resource in cells or edge.resource in shared.ends for edge in picture.requests):
+        files = {wait.serial: wait.file for wait in filewaits.waits().values()}
+        ours = cells.keys() | shared.ends.keys() | files.keys()
+        if not any(edge.resource in ours for edge in picture.requests):
             return None
         waiting = frozenset(edge.actor for edge in picture.requests)
         picture = snapshots.take(stacks=waiting, stack_limit=_STACK_LIMIT)
@@ -251,8 +262,9 @@ class Union:
             ):
                 requests.append(edge)
         awaited = {edge.resource for edge in requests}
-        holds = [h for h in picture.assignments if h.resource in awaited and h.resource not in cells]
-        holds = [h for h in holds if h.resource not in shared.ends and h.holder < state.ACTOR_SERIALS]
+        holds = [h for h in picture.assignments if h.resource in awaited and h.resource not in ours]
+        holds = [h for h in holds if h.holder < state.ACTOR_SERIALS]
+        waiting = frozenset(edge.actor for edge in requests)
         named = {edge.actor for edge in requests} | {hold.holder for hold in holds}
         main = _real.main_ident()
         main_serial = next((r.serial for r in core.records() if r.ident == main), 0)
@@ -262,9 +274,10 @@ class Union:
             shared.process_name(),
             main_serial,
             [_actor_said(states[serial]) for serial in sorted(named)],
-            [_resource_said(resources[serial], cells) for serial in sorted(awaited)],
+            [_resource_said(resources[serial], cells, files) for serial in sorted(awaited)],
             [[e.actor, e.resource, e.since_ns, e.epoch, _site_said(e.site), e.discipline] for e in requests],
             [[h.resource, h.holder, h.since_ns, h.depth, _site_said(h.site), h.discipline] for h in holds],
+            fileunion.said(picture, waiting) if files or fileholds.are_any() else None,
         )
 
     # ------------------------------------------------------------ all together
@@ -304,6 +317,9 @@ class _Joiner:
         self.holders: dict[int, Holder] = {}
         self.cells: dict[int, int] = {}
         self.unsigned: set[int] = set()
+        self.wants: list[Want] = []
+        self.file_holds: list[FileHold] = []
+        self.live: dict[Process, int] = {}
 
     def add(self, said: Said) -> None:
         process = said.process
@@ -323,7 +339,8 @@ class _Joiner:
             known = self.resources.get(number)
             if known is None or not known.name:
                 made = created or (_site_said(known.created) if known is not None else None)
-                self.resources[number] = Resource(number, kind, name, CallSite(*made) if made else None)
+                detail = fileunion.identity_of(key) if isinstance(key, list) else None
+                self.resources[number] = Resource(number, kind, name, CallSite(*made) if made else None, detail=detail)
         for actor, resource, since_ns, epoch, site, habit in said.requests:
             number = self._actor(process, actor)
             where = CallSite(*site) if site else None
@@ -332,6 +349,22 @@ class _Joiner:
         for resource, holder, since_ns, depth, site, habit in said.holds:
             where, number = CallSite(*site) if site else None, numbers[resource]
             self.holds[number] = AssignmentEdge(number, self._actor(process, holder), since_ns, depth, where, habit)
+        self._add_files(process, said.files or {})
+
+    def _add_files(self, process: Process, files: dict[str, Any]) -> None:
+        self.live[process] = files.get("live", 1)
+        for actor, key, shared_mode, span, local in files.get("wants", ()):
+            self.wants.append(Want(process, self._actor(process, actor), self._number(key), shared_mode, span, local))
+        for serial, key, holder, *rest in files.get("holds", ()):
+            self.file_holds.append(FileHold(process, serial, self._number(key), self._actor(process, holder), *rest))
+
+    def _choose_files(self) -> dict[int, FileHold]:
+        """Say who holds the files; whether he alone gives them back is asked when there is a ring."""
+        following = {e.actor: self.holds[e.resource].holder for e in self.requests if e.resource in self.holds}
+        chosen = fileunion.choose(self.wants, self.file_holds, following)
+        for number, hold in chosen.items():
+            self._hold(number, hold.holder, hold.since_ns, CallSite(*hold.site) if hold.site else None, "owned")
+        return chosen
 
     def joined(self) -> _Joined:
         for number, key in self.keys.items():
@@ -340,6 +373,7 @@ class _Joiner:
             elif key[0] in self.mains:  # the end of a process: its main thread has to come to its end
                 process, main = self.mains[key[0]]
                 self._hold(number, self._holder_actor(process, main, 0), None, None, "owned")
+        files = self._choose_files()
         now_ns, wall = _real.monotonic_ns(), _real.wall_seconds()
         picture = Snapshot(
             pid=shared.me()[0],
@@ -352,7 +386,9 @@ class _Joiner:
         )
         keys = {number: int(key, 16) for number, key in self.keys.items() if isinstance(key, str)}
         unsigned = frozenset(self.unsigned)
-        return _Joined(picture, self.process_of, self.spoken_ns, self.holders, self.cells, keys, unsigned)
+        return _Joined(
+            picture, self.process_of, self.spoken_ns, self.holders, self.cells, keys, unsigned, files, self.live
+        )
 
     def _hold_lock(self, number: int, key: int) -> None:
         cell = self.board.find_lock(key)
@@ -426,7 +462,7 @@ def _encode(said: Said) -> bytes:
         text = json.dumps(said._replace(actors=actors)[1:], separators=(",", ":")).encode()
         if len(text) <= PAYLOAD_LIMIT:
             return text
-    return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[])[1:]).encode()
+    return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[], files=None)[1:]).encode()
 
 
 def decode(payload: bytes, process: Process) -> Said | None:
@@ -443,12 +479,14 @@ def _actor_said(actor: Actor) -> list[Any]:
     return [actor.serial, actor.native_id, actor.name, actor.daemon, stack]
 
 
-def _resource_said(resource: Resource, cells: dict[int, Any]) -> list[Any]:
+def _resource_said(resource: Resource, cells: dict[int, Any], files: dict[int, Any]) -> list[Any]:
     key: Any = None
     if resource.serial in cells:
         key = f"{cells[resource.serial].key:x}"
     elif resource.serial in shared.ends:
         key = [shared.ends[resource.serial], "end"]
+    elif resource.serial in files:
+        key = fileunion.key_of(files[resource.serial])
     return [resource.serial, resource.kind, resource.name, _site_said(resource.created), key]
 
 

@@ -131,6 +131,7 @@ class ChildSource:
 
     def add(self, builder: Any, one: dict[int, Child], two: dict[int, Child]) -> None:
         """Add the waits that both readings agree on, with the children as actors."""
+        shared = sys.modules.get("concagent.shared")  # once processes see each other
         blocked = {edge.actor for edge in builder.requests}
         since: dict[int, int] = {}
         for serial, child in two.items():
@@ -143,9 +144,14 @@ class ChildSource:
             since[serial] = self._since.get(serial, 0) or _real.monotonic_ns()
             stuck = child.stuck if before.stuck == child.stuck else None
             self._add_child(builder, actor, child, since[serial], stuck)
+            if shared is not None:
+                shared.ends[self._serials[child.process.pid][1]] = child.process.pid
         self._since = since
         pids = {child.process.pid for child in two.values()}
-        self._serials = {pid: serials for pid, serials in self._serials.items() if pid in pids}
+        for pid in [pid for pid in self._serials if pid not in pids]:
+            _, end, _ = self._serials.pop(pid)
+            if shared is not None:
+                shared.ends.pop(end, None)
 
     def _add_child(self, builder: Any, actor: Actor, child: Child, since_ns: int, stuck: Pipe | None) -> None:
         from dataclasses import replace  # with all value types; most programs never take a picture
@@ -308,7 +314,8 @@ def _writes_only(pid: str, number: str) -> bool:
     return False
 
 
-def add_patches(patches: PatchSet) -> None:
-    """Append the step that makes snapshots know of children; nothing is replaced."""
+def add_patches(patches: PatchSet) -> ChildSource:
+    """Append the step that makes snapshots know of children, and return their source; nothing is replaced."""
     source = ChildSource()
     patches.add(Switch("children", lambda: state.add_source(source), lambda: state.remove_source(source)))
+    return source

@@ -1,12 +1,15 @@
 """Publishes waits for locks on files, and learns who takes them.
 
 ``fcntl.flock``, ``fcntl.lockf`` and ``os.lockf`` are replaced; with them filelock, portalocker and fasteners are seen.  What
-is known of holds, and what is made of attempts that fail, is in ``filewaits``.
+is known of holds is in ``fileholds``, what is made of waits and of attempts that fail in ``filewaits``.
+
+A wait in the main thread that an alarm will interrupt is a timed one: ``signal.alarm`` with a handler that raises is the
+only time limit that ``flock`` can have.
 
 The replacements are bound methods, so that ``LOCKER = fcntl.flock`` in a class body remains what it is: no method of that
 class.
 
-Left alone  ``close``: see ``filewaits``.  ``fcntl.fcntl(F_SETLKW)``, which nobody uses where there is ``lockf``.
+Left alone  ``close``: see ``fileholds``.  ``fcntl.fcntl(F_SETLKW)``, which nobody uses where there is ``lockf``.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, filewaits, state
+from concagent import _real, core, fileholds, filewaits, state
 from concagent.errors import DeadlockError
 from concagent.hooks.patching import AliasScan, Patch, PatchSet, Switch
 
@@ -33,6 +37,12 @@ _BUSY: Final = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 _flock: Final[Any] = getattr(fcntl, "flock", lambda *_: None)
 _lockf: Final[Any] = getattr(fcntl, "lockf", lambda *_: None)
 _os_lockf: Final[Any] = getattr(os, "lockf", lambda *_: None)
+# What os.lockf calls by other names, in those of fcntl.
+_OPERATIONS: Final[dict[int, int]] = (
+    {os.F_LOCK: fcntl.LOCK_EX, os.F_TLOCK: fcntl.LOCK_EX | fcntl.LOCK_NB, os.F_ULOCK: fcntl.LOCK_UN}
+    if fcntl is not None and hasattr(os, "lockf")
+    else {}
+)
 
 
 class Replacements:
@@ -41,44 +51,51 @@ class Replacements:
     @functools.wraps(_flock)
     def flock(self, fd: Any, operation: Any, /) -> Any:
         """Lock as the original does; publish a wait, note a hold or an attempt in vain."""
-        if type(operation) is not int or not _is_ours():
+        number = _plain(operation)
+        if number is None or not _is_ours():
             return _flock(fd, operation)
-        if operation & fcntl.LOCK_UN:
-            _note(filewaits.forget_hold, fd)
+        if number & fcntl.LOCK_UN:
+            _note(fileholds.forget, fd)
             return _flock(fd, operation)
-        shared = bool(operation & fcntl.LOCK_SH)
-        frame = _real.getframe(1)
-        if operation & fcntl.LOCK_NB:
-            try:
-                _flock(fd, operation)
-            except OSError as error:
-                if error.errno in _BUSY:
-                    _note(filewaits.note_failure, fd, frame, shared)
-                raise
-        else:
-            _wait_for(_flock, frame, fd, operation, shared=shared, posix=False)
-        _note(filewaits.note_hold, fd, frame, shared)
-        return None
+        return _lock(_flock, _real.getframe(1), (fd, operation), {}, number, None)
 
     @functools.wraps(_lockf)
     def lockf(self, fd: Any, cmd: Any, /, *args: Any) -> Any:
-        """Lock as the original does, and publish a wait."""
-        if type(cmd) is not int or cmd & (fcntl.LOCK_UN | fcntl.LOCK_NB) or not _is_ours():
+        """Lock as the original does; publish a wait, note a hold or an attempt in vain."""
+        number = _plain(cmd)
+        if number is None or not _is_ours():
             return _lockf(fd, cmd, *args)
-        return _wait_for(_lockf, _real.getframe(1), fd, cmd, *args, shared=False, posix=True)
+        span = _span(fd, *args[:3])
+        if number & fcntl.LOCK_UN or span is None:
+            if span is not None:
+                _note(fileholds.forget, fd, span)
+            return _lockf(fd, cmd, *args)
+        return _lock(_lockf, _real.getframe(1), (fd, cmd, *args), {}, number, span)
 
     @functools.wraps(_os_lockf)
     def os_lockf(self, /, fd: Any, *args: Any, **kwargs: Any) -> Any:
-        """Lock as the original does, and publish a wait."""
+        """Lock as the original does; publish a wait, note a hold or an attempt in vain."""
         command = args[0] if args else kwargs.get("command")
-        if command != os.F_LOCK or not _is_ours():
+        length = args[1] if len(args) > 1 else kwargs.get("length")
+        number = _plain(command)
+        operation = _OPERATIONS.get(number) if number is not None else None
+        span = _span(fd, length, 0, os.SEEK_CUR) if operation is not None and _is_ours() else None
+        if operation is None or span is None:
             return _os_lockf(fd, *args, **kwargs)
-        return _wait_for(_os_lockf, _real.getframe(1), fd, *args, shared=False, posix=True, **kwargs)
+        if operation & fcntl.LOCK_UN:
+            _note(fileholds.forget, fd, span)
+            return _os_lockf(fd, *args, **kwargs)
+        return _lock(_os_lockf, _real.getframe(1), (fd, *args), kwargs, operation, span)
 
 
 def _is_ours() -> bool:
     """Return whether a call is to be recorded."""
     return core.is_recording() and not core.current_record().agent
+
+
+def _plain(value: Any) -> int | None:
+    """Return a number without what its class adds, as flags of an ``enum`` do; None for what is none."""
+    return value if type(value) is int else int.__index__(value) if isinstance(value, int) else None
 
 
 def _number(fd: Any) -> int:
@@ -98,23 +115,84 @@ def _note(function: Any, fd: Any, *args: Any) -> None:
         _count(error)
 
 
-def _wait_for(original: Any, frame: FrameType, fd: Any, *args: Any, shared: bool, posix: bool, **kwargs: Any) -> Any:
+def _span(fd: Any, length: Any = 0, start: Any = 0, whence: Any = os.SEEK_SET) -> fileholds.Span | None:
+    """Return the first and last byte that a POSIX lock is to have, None for what the original will refuse."""
+    length, start, whence = _plain(length), _plain(start), _plain(whence)
+    if length is None or start is None or whence is None:
+        return None
+    try:
+        number = _number(fd)
+        if whence == os.SEEK_CUR:
+            start += os.lseek(number, 0, os.SEEK_CUR)
+        elif whence == os.SEEK_END:
+            start += os.fstat(number).st_size
+        elif whence != os.SEEK_SET:
+            return None
+    except OSError:
+        return None
+    first, last = (start, start + length - 1) if length > 0 else (start + length, start - 1)
+    return (first, last if length else fileholds.LAST) if first >= 0 else None
+
+
+def _lock(
+    original: Any,
+    frame: FrameType,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    operation: int,
+    span: fileholds.Span | None,
+) -> Any:
+    """Call the original with a wait published, and note what came of it; ``operation`` has ``LOCK_SH`` or ``LOCK_EX``."""
+    fd, shared = args[0], bool(operation & fcntl.LOCK_SH)
+    if operation & fcntl.LOCK_NB:
+        try:
+            result = original(*args, **kwargs)
+        except OSError as error:
+            if error.errno in _BUSY:
+                _note(filewaits.note_failure, fd, frame, shared, span)
+            raise
+    else:
+        result = _wait_for(original, frame, args, kwargs, shared, span)
+    _note(filewaits.note_hold, fd, frame, shared, span)
+    return result
+
+
+def _wait_for(
+    original: Any,
+    frame: FrameType,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shared: bool,
+    span: fileholds.Span | None,
+) -> Any:
     """Publish the wait, look for a ring that it closes, and call the original."""
     mark = core.wait_mark()
     try:
         try:
-            wanted = filewaits.wanted(_number(fd), shared, posix=posix)
-            core.check_wait(core.begin_wait(wanted, False, frame))
+            wanted = filewaits.wanted(_number(args[0]), shared, span)
+            core.check_wait(core.begin_wait(wanted, _has_alarm(), frame))
         except DeadlockError:
             raise
         except Exception as error:  # noqa: BLE001 - border: the wait goes on with plain semantics
             _count(error)
-        return original(fd, *args, **kwargs)
+        return original(*args, **kwargs)
+    except OSError as error:
+        if error.errno == errno.EDEADLK and span is not None:
+            _note(filewaits.on_refused, args[0], frame, shared, span)
+        raise
     finally:
         try:  # 3.10 looks for signals at the beginning of a handler, but for a ``try``
             core.end_waits(mark)
         finally:
             pass
+
+
+def _has_alarm() -> bool:
+    """Return whether an alarm is about to go off in this thread: that is how such waits are bounded."""
+    if _real.get_ident() != _real.main_ident() or _real.get_signal(signal.SIGALRM) is signal.SIG_IGN:
+        return False
+    seconds, interval = signal.getitimer(signal.ITIMER_REAL)
+    return seconds > 0 and not interval
 
 
 def _count(error: Exception) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MODULE: Final = "_multiprocessing"
+_POPENS: Final = frozenset({"multiprocessing.popen_fork", "multiprocessing.popen_forkserver"})
 
 
 class _Finder:
@@ -80,7 +81,7 @@ class Replacement:
         self._on_load = on_load
         self._finder = _Finder(self._put)
         self._patch: Patch | None = None
-        self._source: Any = None
+        self._source: dict[str, Any] = {}  # the one, made by whoever is first
 
     def apply(self) -> None:
         """Put ours in, or wait for the module."""
@@ -95,29 +96,45 @@ class Replacement:
             if not hasattr(module, "SemLock"):
                 return
             self._on_load()
-            from concagent import shared
             from concagent.hooks import semlock
 
             patch = Patch(module, "SemLock", semlock.replacement(module.SemLock), self.label)
             patch.apply()
             self._patch = patch
-            self._source = semlock.SharedSource()
-            state.add_source(self._source)
-            shared.has_waits = self._source.has_waits
+            self._show()
         except Exception as error:  # noqa: BLE001 - border: the program's import goes on with the original
             state.count_error("hook", error)
+
+    def _show(self) -> Any:
+        from concagent import shared
+        from concagent.hooks import semlock
+
+        source = semlock.SharedSource()
+        if self._source.setdefault("source", source) is source:
+            state.add_source(source)
+            shared.has_waits = source.has_waits
+        return self._source["source"]
+
+    def joins(self) -> bool:
+        """Return whether a thread waits for a child of multiprocessing; shown in pictures from now on, without any lock, too."""
+        if not self._source and _POPENS.isdisjoint(sys.modules):
+            return False
+        source = self._source.get("source") or self._show()
+        return bool(source.has_work())
 
     def restore(self) -> None:
         """Put the original back; what was made of ours goes on as a plain one."""
         self._finder.remove()
         patch, self._patch = self._patch, None
-        if self._source is not None:
-            state.remove_source(self._source)
-            self._source = None
+        source = self._source.pop("source", None)
+        if source is not None:
+            state.remove_source(source)
         if patch is not None:
             patch.restore()
 
 
-def add_patches(patches: PatchSet, on_load: Callable[[], None]) -> None:
-    """Append the step of this family."""
-    patches.add(Replacement(on_load))
+def add_patches(patches: PatchSet, on_load: Callable[[], None]) -> Replacement:
+    """Append the step of this family, and return it."""
+    step = Replacement(on_load)
+    patches.add(step)
+    return step

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 _RING_ADVICE = (
     "Take these locks in one order in every process, and join a process while holding nothing that it may still need."
 )
+_FILE_ADVICE = (
+    "Take several files in one order in every process, wait for no process while holding a file that it may need, and give the "
+    "wait a time limit. A lock of flock() belongs to the opening, so a forked child has it, too; one of lockf() to the process."
+)
 _ORPHAN_ADVICE = (
     "A lock of multiprocessing is not given back when its process is killed, and nobody else can know in what state it left what "
     "the lock protects. Do not terminate() or kill() a process that shares a lock or a queue; ask it to end. "
@@ -24,9 +28,11 @@ _UNSIGNED = "the process ended when it was about to take the lock or to give it 
 _DOUBT = "the code does not show that the process that took the lock was to give it back; another one may do so"
 
 
-def ring_finding(snapshot: Snapshot, ring: Sequence[int]) -> Finding:
-    """Return the finding of a ring whose members are of several processes."""
-    return deadlock.ring_finding(snapshot, ring).with_changes(advice=_RING_ADVICE)
+def ring_finding(snapshot: Snapshot, ring: Sequence[int], *, doubt: str | None = None) -> Finding:
+    """Return the finding of a ring whose members are of several processes; ``doubt`` says why it is only suspected."""
+    finding = deadlock.ring_finding(snapshot, ring, doubt=doubt)
+    advice = _FILE_ADVICE if any(r.kind == "file-lock" for r in finding.resources) else _RING_ADVICE
+    return finding.with_changes(advice=advice)
 
 
 def orphan_finding(
