@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 allocate_lock: Final = _thread.allocate_lock
 LockType: Final[type] = type(_thread.allocate_lock())
 RLockType: Final[Any] = _thread.RLock
+INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
 start_new_thread: Final = _thread.start_new_thread
 get_ident: Final = _thread.get_ident
 get_native_id: Final = getattr(_thread, "get_native_id", lambda: 0)

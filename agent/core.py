@@ -10,7 +10,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _pycore, _real, rings
+from concagent import _real, rings
 from concagent import wanted as _wanted
 from concagent.errors import ConfigError
 from concagent.rings import Listener as Listener
@@ -33,6 +33,13 @@ def _load_c() -> tuple[Any, str]:
     return _core, ""
 
 
+def _load_python() -> Any:
+    """Return the Python twin, which is loaded only where it runs."""
+    from concagent import _pycore
+
+    return _pycore
+
+
 def _describe_thread(ident: int) -> tuple[Any, str, bool]:
     """Return (weak reference or None, name, daemon) of the calling thread, for its record."""
     thread = _real.find_thread(ident)
@@ -51,26 +58,25 @@ def choose(wanted: str) -> tuple[Any, str]:
         message = f"option core is {wanted!r}; allowed are {', '.join(CHOICES)}"
         raise ConfigError(message, option="core", value=repr(wanted), allowed=", ".join(CHOICES))
     if wanted == "python":
-        return _pycore, "asked for by option core"
+        return _load_python(), "asked for by option core"
     twin, absent = _load_c()
     if twin is not None:
         return twin, "asked for by option core" if wanted == "c" else "the C core is built"
     if wanted == "c":
         message = f"option core is 'c', but {absent}; install with a compiler, or use core='python'"
         raise ConfigError(message, option="core", value="'c'", allowed="python")
-    return _pycore, absent
+    return _load_python(), absent
 
 
 implementation, reason = choose(_wanted.core or os.environ.get("CONCAGENT_CORE") or "auto")
-NAME: Final[str] = "python" if implementation is _pycore else "c"
+NAME: Final[str] = implementation.NAME
 if NAME == "c":
     implementation.configure(_describe_thread, rings.walk, _real.allocate_lock, _real.RLockType)
 
 Lock = implementation.Lock
 RLock = implementation.RLock
 allocate_lock = implementation.allocate_lock
-INSTANTIABLE: Final = _pycore.INSTANTIABLE
-WAIT_BUCKETS_NS: Final = _pycore.WAIT_BUCKETS_NS
+INSTANTIABLE: Final = _real.INSTANTIABLE
 
 current_record = implementation.current_record
 record_of_ident = implementation.record_of_ident

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from concagent import _real, core, snapshots, state
-from concagent.model import AgentStats, ClassStatistics
+from concagent.model import WAIT_BUCKETS_SECONDS, AgentStats, ClassStatistics
 
 if TYPE_CHECKING:
     from concagent.monitor import Monitor
@@ -66,7 +66,7 @@ class Statistics:
                 continue
             site = snapshots.call_site(cls.code, cls.lasti)
             label = cls.name or (f"{_short(site.file)}:{site.line}" if site else "other")
-            counts = tuple(row[2:]) if row is not None else (0,) * (len(core.WAIT_BUCKETS_NS) + 1)
+            counts = tuple(row[2:]) if row is not None else (0,) * (len(WAIT_BUCKETS_SECONDS) + 1)
             rows.append(
                 ClassStatistics(
                     lock_class=label,
@@ -77,7 +77,7 @@ class Statistics:
                     wait_buckets=counts,
                     hold_seconds=held[1] / 1e9 if held is not None else 0.0,
                     hold_samples=held[0] if held is not None else 0,
-                    hold_buckets=tuple(held[2:]) if held is not None else (0,) * (len(core.WAIT_BUCKETS_NS) + 1),
+                    hold_buckets=tuple(held[2:]) if held is not None else (0,) * (len(WAIT_BUCKETS_SECONDS) + 1),
                 )
             )
         return tuple(rows)

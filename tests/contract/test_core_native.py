@@ -782,6 +782,14 @@ def test_a_second_import_is_the_same_core() -> None:
     assert again.current_record() is core.current_record()
 
 
+def test_the_twin_that_does_not_run_is_not_loaded() -> None:
+    program = "import sys\nfrom concagent import core\nprint(core.NAME, *(m for m in sys.modules if '._pycore' in m))"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["c"]
+
+
 def test_a_late_thread_is_unknown_to_python_until_its_descriptor_can_be_read() -> None:
     read, write = os.pipe()
     began = _real.allocate_lock()
