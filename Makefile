@@ -19,7 +19,7 @@ WORKERS ?= 4
 PYTEST_ARGS ?=
 QUICK := tests/unit tests/contract tests/acceptance
 # No clock, no state, no I/O: nothing in them may go untested.
-PURE := agent/config.py,agent/errors.py,agent/explain.py,agent/graph.py,agent/ledger.py,agent/lockorder.py,agent/model.py,agent/recovery.py,agent/suppressions.py,agent/detectors/*
+PURE := agent/config.py,agent/errors.py,agent/explain.py,agent/graph.py,agent/ledger.py,agent/lockorder.py,agent/model.py,agent/optiontypes.py,agent/recovery.py,agent/suppressions.py,agent/detectors/*
 # Only folders that are there: pytest takes a missing one for an error.
 ALL := $(wildcard tests/unit tests/contract tests/acceptance tests/integration)
 
