@@ -688,7 +688,12 @@ make_core(PyObject *module)
     }
     core.real_lock = original(thread, "LockType", "_thread.lock");
     core.real_rlock = original(thread, "RLock", "_thread.RLock");
-    Lock_adopt_originals(core.real_lock, core.real_rlock);
+    if (core.real_lock != NULL) {
+        Lock_adopt_original(core.real_lock);
+    }
+    if (core.real_rlock != NULL) {
+        RLock_adopt_original(core.real_rlock);
+    }
     core.allocate = PyCFunction_NewEx(&allocate_method, thread, name);
     Py_DECREF(name);
     Py_DECREF(thread);

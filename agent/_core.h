@@ -316,15 +316,36 @@ PyObject *core_reach_frames(PyObject *module, PyObject *ident);
 PyObject *core_reach_locals(PyObject *module, PyObject *ident);
 PyObject *core_reach_objects(PyObject *module, PyObject *addresses);
 
+/* _core_original.c */
+int parse_given(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience);
+int check_arguments(PyObject *original, PyObject *args, PyObject *kwargs);
+void adopt_methods(PyMethodDef *methods, PyObject *original);
+void adopt_doc(PyType_Slot *slots, PyObject *original);
+
+/* Read acquire's arguments; -1 with the exception that the original raises. */
+static inline int
+parse_patience(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience)
+{
+    patience->blocking = 1;
+    patience->timeout_ns = -1;
+    return LIKELY(count == 0 && names == NULL) ? 0 : parse_given(args, count, names, patience);
+}
+
 /* _core_lock.c */
-int parse_patience(PyObject *const *args, Py_ssize_t count, PyObject *names, Patience *patience);
-void Lock_took(Lock *self, Record *record, Site site, int entered, int blocking);
 void tell_misuse(const char *detail, Lock *lock, PyObject *hold);
-extern PyType_Spec Lock_spec, RLock_spec;
+extern PyType_Spec Lock_spec;
+extern PyMemberDef Lock_members[];
 PyObject *Lock_make(PyTypeObject *type, int kind);
 PyObject *Lock_vectorcall(PyObject *type, PyObject *const *args, size_t count, PyObject *names);
 PyObject *RLock_vectorcall(PyObject *type, PyObject *const *args, size_t count, PyObject *names);
-void Lock_adopt_originals(PyObject *lock, PyObject *rlock);
+PyObject *Lock_locked(Lock *self, PyObject *none);
+PyObject *Lock_at_fork_reinit(Lock *self, PyObject *none);
+void Lock_dealloc(Lock *self);
+void Lock_adopt_original(PyObject *original);
+
+/* _core_rlock.c */
+extern PyType_Spec RLock_spec;
+void RLock_adopt_original(PyObject *original);
 
 /* No Python code is called when the interpreter is taking itself apart. */
 static inline int
