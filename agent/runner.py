@@ -10,10 +10,7 @@ that prints its stack would show all of them.  So we leave before we begin: the 
 interpreter drops every frame, and calls ``sys.excepthook`` to show what was raised.  That hook is ``Program.start``; it
 puts the real hook back and runs the program.  One frame of ours is left below the program, the one with ``exec`` in it.
 
-*The end.*  What leaves the hook is treated as in a plain run: ``SystemExit`` ends the process with its code, a return
-ends it with status 1, which is that of an unhandled exception.  An unhandled ``KeyboardInterrupt`` must kill the process
-by SIGINT after the interpreter is torn down, which it does if the last string executed raised one; so we execute such a
-string.  An exception is shown by the hook that the program sees, without our frame in the traceback.
+*The end* is made as the interpreter makes it; see ``ending``.
 
 *Failure before the start.*  A script that is missing, unreadable or does not compile has nothing to watch.  We replace
 ourselves by the plain interpreter, which then says what it always says.  Rewriting its messages would be wrong in the
@@ -28,10 +25,9 @@ Invariants L1 nothing but ``concagent`` itself and what it cannot do without is 
 Limits     ``sys.orig_argv`` and ``/proc/self/cmdline`` tell the truth; programs that restart themselves by them stay
            under the agent.  One frame more means one level less of recursion.  Modules that the agent has imported
            are in ``sys.modules`` before the program starts, so a file of the program named like one of the standard
-           library's cannot shadow them.  ``--fail-on`` ends the process in the last ``atexit`` callback, so that objects that
-           live in modules are not torn down then; it cannot see the end of a program by ``os._exit`` or a signal.
+           library's cannot shadow them.
            ``run -`` reads standard input to its end even at a terminal: there is no interactive mode.
-Sources    CPython Modules/main.c (pymain_run_python), Python/pythonrun.c (_PyErr_PrintEx, run_eval_code_obj).
+Sources    CPython Modules/main.c (pymain_run_python).
 """
 
 from __future__ import annotations
@@ -43,30 +39,29 @@ from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from concagent._real import get_ident, getframe, open_file
-from concagent.config import OPTIONS, Option, parse_text
+from concagent.ending import (
+    FailGate,
+    die_of_sigint_at_exit,
+    drop_first_frame,
+    flush_streams,
+    interrupt_again,
+    remove_file_names,
+    show,
+    write_stderr,
+)
 from concagent.errors import ConcagentError, ConfigError
+from concagent.runline import Plan, UsageError, help_text, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from concagent.model import Finding
-
-# The status of a run in which a finding named by --fail-on was made (DESIGN.md section 7).
-FAILED_ON_FINDING: Final = 86
 USAGE_ERROR: Final = 2
-
-USAGE: Final = "concagent run [OPTIONS] SCRIPT [ARGS] | -m MODULE [ARGS] | -c CODE [ARGS] | - [ARGS]"
 
 # The import system has these frozen; importlib.machinery would import more than we need.
 _external: Final[Any] = sys.modules["_frozen_importlib_external"]
 _builtin_importer: Final[Any] = sys.modules["_frozen_importlib"].BuiltinImporter
 
 _PYC_HEADER_BYTES: Final = 16
-_BY_FLAG: Final = {option.flag: option for option in OPTIONS}
-
-
-class UsageError(Exception):
-    """The command line of ``run`` is wrong; the message is the one line to show."""
 
 
 class HandOverError(Exception):
@@ -75,116 +70,6 @@ class HandOverError(Exception):
 
 class Leave(BaseException):
     """Carries control out of all frames; ``sys.excepthook`` takes it up.  Never seen by a program."""
-
-
-class Plan:
-    """A parsed command line.
-
-    Attributes:
-        options: Keywords for ``install``.
-        mode: ``script``, ``module``, ``code``; standard input is the script ``-``.
-        target: Path, module name or source.
-        arguments: What follows, for ``sys.argv[1:]``.
-    """
-
-    __slots__ = ("arguments", "mode", "options", "target")
-
-    def __init__(self, options: dict[str, Any], mode: str, target: str, arguments: list[str]) -> None:
-        """Keep the four parts."""
-        self.options = options
-        self.mode = mode
-        self.target = target
-        self.arguments = arguments
-
-    @property
-    def command(self) -> list[str]:
-        """Return the arguments with which the plain interpreter runs the same program."""
-        switch = {"script": [], "module": ["-m"], "code": ["-c"]}[self.mode]
-        return [*switch, self.target, *self.arguments]
-
-
-def parse(arguments: Sequence[str]) -> Plan:
-    """Return what a command line after ``run`` asks for.
-
-    Our options end at the first argument that is none, as the interpreter's do: whatever follows is the program's.
-
-    Raises:
-        UsageError: An option is unknown, lacks its value or has one too many, or there is no program.
-        ConfigError: A value is not allowed.
-    """
-    options: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument == "--":
-            if not rest:
-                break
-            return Plan(options, "script", rest[0], rest[1:])
-        if argument[:2] in {"-m", "-c"} and not argument.startswith("--"):
-            mode = "module" if argument[1] == "m" else "code"
-            if argument[2:]:
-                return Plan(options, mode, argument[2:], rest)
-            if not rest:
-                raise UsageError(f"argument expected for the {argument} option")
-            return Plan(options, mode, rest[0], rest[1:])
-        if argument == "-" or not argument.startswith("-"):
-            return Plan(options, "script", argument, rest)
-        _take_option(argument, rest, options)
-    raise UsageError(f"no program given; usage: {USAGE}")
-
-
-def _take_option(argument: str, rest: list[str], options: dict[str, Any]) -> None:
-    """Parse one flag into ``options``, with its value from ``rest`` where it is not joined by ``=``."""
-    flag, joined, text = argument.partition("=")
-    option = _BY_FLAG.get(flag)
-    if option is None and flag.startswith("--no-"):
-        option = _BY_FLAG.get("--" + flag[5:])
-        if option is not None and _is_switch(option):
-            if joined:
-                raise UsageError(f"{flag} takes no value")
-            options[option.name] = False
-            return
-        option = None
-    if option is None:
-        raise UsageError(f"unknown option {flag}; {_hint(flag)}")
-    if not joined:
-        if _is_switch(option):
-            options[option.name] = True
-            return
-        if not rest:
-            raise UsageError(f"{flag} needs a value; allowed: {option.allowed}")
-        text = rest.pop(0)
-    options[option.name] = parse_text(option, text, option.flag)
-
-
-def _is_switch(option: Option) -> bool:
-    """Return whether the option is on or off, and so needs no value."""
-    return isinstance(option.default, bool)
-
-
-def _hint(flag: str) -> str:
-    """Return the flags that are spelt alike, or where to read all of them."""
-    # Imported late: only an error needs it.
-    from difflib import get_close_matches
-
-    near = get_close_matches(flag, _BY_FLAG, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else "see concagent run --help"
-
-
-def help_text() -> str:
-    """Return what ``concagent run --help`` prints."""
-    lines = [f"Usage: {USAGE}", "", "Run a Python program under the agent.  Options end where the program begins.", ""]
-    for option in OPTIONS:
-        form = f"{option.flag} / --no-{option.flag[2:]}" if _is_switch(option) else f"{option.flag} VALUE"
-        lines += [f"  {form}", f"      {option.help}"]
-        if not _is_switch(option):
-            lines.append(f"      {option.allowed[:1].upper()}{option.allowed[1:]}.")
-    lines += [
-        "",
-        "Each option can also be given as an environment variable: --long-wait 5 is CONCAGENT_LONG_WAIT=5.",
-        "The exit status is the program's own; with --fail-on KIND,... it is 86 if such a finding was made.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 class Program:
@@ -253,12 +138,12 @@ class Program:
                 _run_module_as_main(runpy_name, runpy_name != "__main__")
         except BaseException as caught:  # noqa: BLE001 - whatever the program raised
             failure = caught
-            _drop_first_frame(failure)
+            drop_first_frame(failure)
         if code is not None:
-            _flush_streams()
+            flush_streams()
         if failure is None:
             if has_file:
-                _remove_file_names(namespace)
+                remove_file_names(namespace)
             raise SystemExit(0)
         if isinstance(failure, SystemExit):
             try:
@@ -266,11 +151,11 @@ class Program:
             finally:
                 failure = None
         try:
-            _show(failure)
+            show(failure)
             if has_file:
-                _remove_file_names(namespace)
+                remove_file_names(namespace)
             if isinstance(failure, KeyboardInterrupt):
-                _die_of_sigint_at_exit()
+                die_of_sigint_at_exit()
         finally:
             failure = None
 
@@ -294,96 +179,6 @@ def _forget(error: BaseException | None, trace: TracebackType | None) -> None:
 
 # The hook that was there before ``Program.start`` took its place; one at most.
 _outer_hook: Final[list[Callable[..., object]]] = []
-
-
-def _drop_first_frame(error: BaseException) -> None:
-    """Cut our frame off the traceback of what the program raised."""
-    trace = error.__traceback__
-    if trace is not None:
-        error.__traceback__ = trace.tb_next
-
-
-def _flush_streams() -> None:
-    """Flush as the interpreter does between a script's end and its traceback, so that both come in order."""
-    for stream in (sys.stderr, sys.stdout):
-        try:
-            stream.flush()
-        except Exception:  # noqa: BLE001 - the interpreter ignores it here too, and complains at exit
-            pass
-
-
-def _remove_file_names(namespace: dict[str, Any]) -> None:
-    """Remove ``__file__`` as the interpreter does once a script has run: atexit callbacks see none."""
-    namespace.pop("__file__", None)
-    namespace.pop("__cached__", None)
-
-
-def _show(error: BaseException) -> None:
-    """Show an unhandled exception by the program's hook, with what the interpreter does when that fails."""
-    trace = error.__traceback__
-    if sys.version_info >= (3, 12):
-        sys.last_exc = error
-    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
-    hook: Any = getattr(sys, "excepthook", None)
-    sys.audit("sys.excepthook", hook, type(error), error, trace)
-    if hook is None:
-        _write_stderr("sys.excepthook is missing\n")
-        sys.__excepthook__(type(error), error, trace)
-        return
-    second: BaseException | None = None
-    try:
-        hook(type(error), error, trace)
-    except SystemExit:
-        raise
-    except BaseException as caught:  # noqa: BLE001 - the program's hook failed; we say so as the interpreter does
-        second = caught
-        _drop_first_frame(second)
-    if second is not None:
-        _flush_stdout()
-        _write_stderr("Error in sys.excepthook:\n")
-        sys.__excepthook__(type(second), second, second.__traceback__)
-        _write_stderr("\nOriginal exception was:\n")
-        sys.__excepthook__(type(error), error, trace)
-
-
-def _flush_stdout() -> None:
-    try:
-        sys.stdout.flush()
-    except Exception:  # noqa: BLE001 - as above
-        pass
-
-
-def _write_stderr(text: str) -> None:
-    """Write where the program has its stderr; a program without one has nothing to read."""
-    if sys.stderr is not None:
-        sys.stderr.write(text)
-
-
-def _die_of_sigint_at_exit() -> None:
-    """Have the interpreter kill the process by SIGINT once it is torn down, as after a plain Ctrl-C.
-
-    It does so if the last *string* that was executed raised KeyboardInterrupt; executing a code object does not count.  Other
-    threads count, too: one that loads a module in which a named tuple is made would undo it.  So it is done once more by
-    `_interrupt_again`, when the agent's threads have ended.
-    """
-    _died.append(True)
-    _raise_in_a_string()
-
-
-def _raise_in_a_string() -> None:
-    try:
-        exec("raise KeyboardInterrupt", {})
-    except KeyboardInterrupt:
-        pass
-
-
-_died: list[bool] = []
-
-
-def _interrupt_again() -> None:
-    """Run as the last of all exit callbacks."""
-    if _died:
-        _raise_in_a_string()
 
 
 def load(plan: Plan) -> Program:
@@ -521,7 +316,7 @@ def hand_over(plan: Plan, original: Sequence[str], our_arguments: int) -> NoRetu
         OSError: The interpreter cannot be executed.
     """
     head = list(original[: len(original) - our_arguments])
-    _flush_streams()
+    flush_streams()
     os.execv(sys.executable, [head[0], *_interpreter_options(head), *plan.command])
 
 
@@ -594,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _complain(message: str) -> int:
     """Write one line to stderr and return the status for wrong usage."""
-    _write_stderr("concagent run: " + " ".join(message.split()) + "\n")
+    write_stderr("concagent run: " + " ".join(message.split()) + "\n")
     return USAGE_ERROR
 
 
@@ -613,43 +408,14 @@ def install(options: dict[str, Any]) -> None:
     from concagent import bootstrap
 
     # Registered before the agent's own callback, so they run after it: findings made at exit count too.
-    atexit.register(_interrupt_again)
-    gate = _FailGate()
+    atexit.register(interrupt_again)
+    gate = FailGate()
     atexit.register(gate.check)
     agent = bootstrap.install(**options)
     if agent.config.metrics_port == 0:  # nobody could know it otherwise
-        _write_stderr(f"concagent: metrics on http://{agent.config.metrics_address}:{agent.metrics_port}/metrics\n")
+        write_stderr(f"concagent: metrics on http://{agent.config.metrics_address}:{agent.metrics_port}/metrics\n")
     kinds = frozenset(agent.config.fail_on)
     if kinds:
         gate.arm(kinds, agent.findings)
     else:
         atexit.unregister(gate.check)
-
-
-class _FailGate:
-    """Turns the exit status into 86 if a finding of one of the given kinds was made.
-
-    Python offers no way to change the status from ``atexit``, so the process is ended there, after everything else that
-    was registered has run.  A forked child leaves it alone: its status is its parent's business.
-    """
-
-    __slots__ = ("findings", "kinds", "pid")
-
-    def __init__(self) -> None:
-        """Begin unarmed."""
-        self.kinds: frozenset[str] = frozenset()
-        self.findings: Callable[[], tuple[Finding, ...]] = tuple
-        self.pid = os.getpid()
-
-    def arm(self, kinds: frozenset[str], findings: Callable[[], tuple[Finding, ...]]) -> None:
-        """Watch for these kinds among what ``findings`` returns at exit."""
-        self.kinds = kinds
-        self.findings = findings
-
-    def check(self) -> None:
-        """End the process with status 86 if there is such a finding."""
-        if os.getpid() != self.pid:
-            return
-        if any(finding.kind in self.kinds and not finding.suppressed for finding in self.findings()):
-            _flush_streams()
-            os._exit(FAILED_ON_FINDING)

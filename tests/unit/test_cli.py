@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from concagent import cli, commands, runner
+from concagent import cli, commands, runline, runner
 from concagent.errors import ConfigError
 from concagent.exporters import control
 from concagent.exporters.json import finding_line, report_to_json, snapshot_to_json
@@ -129,7 +129,7 @@ class TestOptionsOfRun:
     def test_the_help_names_every_flag(self) -> None:
         text = runner.help_text()
 
-        assert all(flag in text for flag in runner._BY_FLAG)
+        assert all(flag in text for flag in runline.BY_FLAG)
 
     @pytest.mark.parametrize(
         ("head", "options"),
