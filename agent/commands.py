@@ -12,27 +12,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from concagent._real import open_file, sleep
-from concagent.config import FAMILIES, OPTIONS, Config, format_text
+from concagent.diagnosis import diagnosis, installed_version
 from concagent.errors import ConcagentError, ConfigError
 from concagent.exporters import control
-from concagent.model import (
-    KINDS,
-    Actor,
-    AssignmentEdge,
-    CallSite,
-    Finding,
-    RequestEdge,
-    Resource,
-    Snapshot,
-    StackFrame,
-)
+from concagent.model import KINDS
+from concagent.saved import graph_of_file, merged, read_findings
+from concagent.threadtable import threads_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,18 +104,9 @@ def main(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("concagent")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
-
-
 def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"concagent {_version()}")
+        click.echo(f"concagent {installed_version()}")
         ctx.exit()
 
 
@@ -188,7 +170,7 @@ def graph(source: str, form: str, output: str | None, number: int | None, timeou
         command = "snapshot-json" if form == "json" else f"report-{form}"
         data = control.request(int(source), command, timeout)
     else:
-        data = _graph_of_file(source, form, number)
+        data = graph_of_file(source, form, number)
     if output is None:
         _write(data)
         return
@@ -207,7 +189,7 @@ def top(pid: int, once: bool, interval: float, timeout: float) -> None:
     """Show the threads of process PID that wait, the longest first, again every second."""
 
     def picture() -> RenderableType:
-        return _top_picture(json.loads(control.request(pid, "report-json", timeout)))
+        return threads_table(json.loads(control.request(pid, "report-json", timeout)))
 
     from rich.console import Console
 
@@ -237,7 +219,7 @@ def top(pid: int, once: bool, interval: float, timeout: float) -> None:
 def check(file: str, verbose: bool, fail_on: str | None) -> int:
     """Show the findings in a FILE that was written by --findings; exit status 1 if there are severe ones."""
     kinds = SEVERE_KINDS if fail_on is None else _kinds(fail_on)
-    findings = _merged(read_findings(file))
+    findings = merged(read_findings(file))
     severe = [finding for finding in findings if finding.kind in kinds]
     if not findings:
         click.echo(f"{file}: no findings")
@@ -279,7 +261,7 @@ def explain(slug: str | None) -> None:
 @cli.command()
 def doctor() -> int:
     """Show what the agent would do here, and what it cannot; exit status 1 if something is wrong."""
-    rows = list(_diagnosis())
+    rows = list(diagnosis())
     width = max(len(name) for name, _, _ in rows)
     for name, value, good in rows:
         mark = "" if good else click.style("PROBLEM: ", fg="red", bold=True)
@@ -328,42 +310,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def read_findings(path: str) -> list[Finding]:
-    """Return the findings of a JSON-lines file, in its order.
-
-    Raises:
-        ConfigError: A line is not a finding; the message has its number.
-        OSError: The file cannot be read.
-    """
-    from concagent.exporters.json import finding_from_dict
-
-    findings = []
-    with open_file(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                findings.append(finding_from_dict(json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path}:{number}: {error}", option="findings") from error
-    return findings
-
-
-def _merged(findings: Sequence[Finding]) -> list[Finding]:
-    """Return each finding once: several runs and processes may have appended the same one."""
-    times: Counter[tuple[str, int]] = Counter()
-    latest: dict[str, Finding] = {}
-    for finding in findings:
-        # Within a process a repeated line carries the count so far.
-        key = (finding.fingerprint, finding.pid)
-        times[key] = max(times[key], finding.count)
-        latest.setdefault(finding.fingerprint, finding)
-    return [
-        finding.with_changes(count=sum(n for (print_, _), n in times.items() if print_ == finding.fingerprint))
-        for finding in latest.values()
-    ]
-
-
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns, the last of which may be as long as it likes."""
     table = [header, *rows]
@@ -371,211 +317,3 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in table:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         click.echo("  ".join([*cells, row[-1]]))
-
-
-def _graph_of_file(path: str, form: str, number: int | None) -> bytes:
-    """Return the graph of a report in JSON, or of one finding of a JSON-lines file."""
-    from concagent.exporters import dot, svg
-    from concagent.exporters.json import finding_line, snapshot_to_json
-
-    picture = _read_report(path)
-    if picture is not None:
-        snapshot, rings = picture
-        if form == "json":
-            return snapshot_to_json(snapshot).encode()
-        draw = svg.snapshot_svg if form == "svg" else dot.snapshot_dot
-        return draw(snapshot, rings=rings).encode("utf-8", "backslashreplace")
-    findings = read_findings(path)
-    if not findings:
-        raise ConfigError(f"{path}: no findings to draw", option="findings")
-    if number is None:
-        deadlocks = [finding for finding in findings if finding.kind == "deadlock"]
-        finding = (deadlocks or findings)[-1]
-    elif number > len(findings):
-        raise ConfigError(f"{path}: there is no finding {number}; it has {len(findings)}", option="findings")
-    else:
-        finding = findings[number - 1]
-    if form == "json":
-        return finding_line(finding).encode()
-    return (svg.finding_svg if form == "svg" else dot.finding_dot)(finding).encode("utf-8", "backslashreplace")
-
-
-def _read_report(path: str) -> tuple[Snapshot, tuple[tuple[int, ...], ...]] | None:
-    """Return snapshot and rings of a report or snapshot in JSON; None if the file is something else."""
-    with open_file(path, encoding="utf-8", errors="replace") as file:
-        try:
-            data = json.load(file)
-        except (ValueError, RecursionError):
-            return None
-    if not isinstance(data, dict) or not ("snapshot" in data or "actors" in data) or "fingerprint" in data:
-        return None
-    try:
-        snapshot = _snapshot_from_dict(data.get("snapshot", data))
-        rings = tuple(tuple(_serial(actor) for actor in ring) for ring in data.get("rings", ()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a report of this version ({error!r})", option="findings") from error
-    return snapshot, rings
-
-
-def _serial(identity: str) -> int:
-    """Return the serial in an actor's ``PID/tSERIAL`` or a resource's ``rSERIAL``."""
-    return int(identity.rpartition("/")[2][1:])
-
-
-def _site(data: Mapping[str, Any] | None) -> CallSite | None:
-    return None if data is None else CallSite(str(data["file"]), int(data["line"]), str(data["function"]))
-
-
-def _snapshot_from_dict(data: Mapping[str, Any]) -> Snapshot:
-    """Return the snapshot that a JSON object stands for; its clock starts at the time of the picture."""
-    now = float(data["time"])
-
-    def since_ns(seconds: float | None) -> int:
-        return 0 if seconds is None else int((seconds - now) * 1e9)
-
-    actors, requests, assignments, resources = [], [], [], []
-    for entry in data["actors"]:
-        serial = _serial(entry["id"])
-        stack = tuple(
-            StackFrame(
-                str(f["file"]),
-                int(f["line"]),
-                str(f["function"]),
-                str(f.get("source", "")),
-                str(f.get("interrupts", "")),
-            )
-            for f in entry["stack"]
-        )
-        actors.append(
-            Actor(serial, entry["type"], entry["pid"], entry["native_id"], entry["name"], entry["daemon"],
-                  entry.get("state", "live"), stack)
-        )  # fmt: skip
-        if entry["waits_for"] is not None:
-            requests.append(
-                RequestEdge(serial, _serial(entry["waits_for"]), since_ns(entry["waiting_since"]), 0,
-                            bool(entry["timed"]), _site(entry.get("waits_at")))
-            )  # fmt: skip
-    for entry in data["resources"]:
-        serial = _serial(entry["id"])
-        resources.append(
-            Resource(serial, entry["kind"], entry["name"], _site(entry["created"]),
-                     bool(entry.get("signal_mode")), entry.get("permits"))
-        )  # fmt: skip
-        for holder in entry["holders"]:
-            since = None if holder["since"] is None else since_ns(holder["since"])
-            assignments.append(AssignmentEdge(serial, _serial(holder["actor"]), since, 1, _site(holder["acquired"])))
-    return Snapshot(
-        pid=int(data["pid"]),
-        monotonic_ns=0,
-        wall_seconds=now,
-        actors=tuple(sorted(actors, key=lambda actor: actor.serial)),
-        resources=tuple(sorted(resources, key=lambda resource: resource.serial)),
-        requests=tuple(sorted(requests, key=lambda edge: edge.actor)),
-        assignments=tuple(sorted(assignments, key=lambda edge: (edge.resource, edge.holder))),
-        untracked_locks=int(data.get("untracked_locks", 0)),
-        foreign_threads=int(data.get("foreign_threads", 0)),
-        process_name=str(data.get("process_name", "")),
-    )
-
-
-def _top_picture(report: Mapping[str, Any]) -> RenderableType:
-    """Return the threads of a report as a table: those in a ring first, then the longest waits, then the others."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    snapshot, statistics = report["snapshot"], report["statistics"]
-    now = snapshot["time"]
-    in_ring = {actor for ring in report["rings"] for actor in ring}
-    names = {r["id"]: f"{r['kind']} {_resource_name(r)}" for r in snapshot["resources"]}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, right in (("id", False), ("thread", False), ("state", False), ("waits for", False), ("since", True)):
-        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    table.add_column("holds", overflow="ellipsis", no_wrap=True)
-    table.add_column("where", overflow="ellipsis", no_wrap=True)
-
-    def order(actor: Mapping[str, Any]) -> tuple[bool, bool, float]:
-        return actor["id"] not in in_ring, actor["waits_for"] is None, actor["waiting_since"] or now
-
-    actors = [actor for actor in snapshot["actors"] if actor["state"] != "agent"]
-    for actor in sorted(actors, key=order):
-        waits = actor["waits_for"]
-        since = f"{max(0.0, now - actor['waiting_since']):.1f} s" if waits and actor["waiting_since"] else ""
-        where = actor.get("waits_at") or (actor["stack"][-1] if actor["stack"] else None)
-        # Text, not markup: a lock may be called "[red]".
-        cells = [
-            str(_serial(actor["id"])),
-            actor["name"],
-            "deadlock" if actor["id"] in in_ring else actor["state"],
-            names.get(waits, waits) if waits else "",
-            since,
-            ", ".join(names.get(held, held) for held in actor["holds"]),
-            f"{os.path.basename(where['file'])}:{where['line']} {where['function']}" if where else "",
-        ]
-        table.add_row(*(Text(cell) for cell in cells), style="red" if actor["id"] in in_ring else None)
-    head = (
-        f"pid {snapshot['pid']} {snapshot['process_name']}  {len(actors)} threads, "
-        f"{statistics['blocked_threads']} blocked, {len(in_ring)} deadlocked; "
-        f"{statistics['locks_alive']} locks; {statistics['open_findings']} open findings"
-    )
-    return Group(Text(head, style="bold"), Text(""), table)
-
-
-def _resource_name(resource: Mapping[str, Any]) -> str:
-    if resource["name"]:
-        return str(resource["name"])
-    created = resource["created"]
-    place = f" {os.path.basename(created['file'])}:{created['line']}" if created else ""
-    return f"{resource['id']}{place}"
-
-
-def _diagnosis() -> Iterator[tuple[str, str, bool]]:
-    """Yield what is to be said: a name, a value, and whether that is as it should be."""
-    import platform
-    import signal
-
-    from concagent import core
-    from concagent.reportsignal import ReportSignal
-
-    yield "concagent", f"{_version()} in {os.path.dirname(os.path.abspath(__file__))}", True
-    yield "interpreter", f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}", True
-    try:
-        config = Config.from_sources({}, os.environ)
-    except ConfigError as error:
-        yield "configuration", str(error), False
-        config = Config()
-    else:
-        changed = {
-            option.name: format_text(option, getattr(config, option.name))
-            for option in OPTIONS
-            if getattr(config, option.name) != option.default
-        }
-        told = ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults"
-        yield "configuration", told, True
-    try:
-        twin, reason = core.choose(config.core)
-        yield "core", f"{twin.NAME} ({reason})", True
-    except ConfigError as error:
-        yield "core", str(error), False
-    missing = [family for family in FAMILIES if family not in config.patch]
-    watched = ", ".join(config.patch) or "none"
-    yield "watched", watched + (f" (not watched: {', '.join(missing)})" if missing else ""), True
-    for tool in ("gevent", "eventlet"):
-        if tool in sys.modules:
-            yield "conflict", f"{tool} is already imported; start concagent first", False
-    if config.socket:
-        try:
-            yield "control socket", f"in {control.runtime_directory()}", True
-        except ConfigError as error:
-            yield "control socket", str(error), False
-    else:
-        yield "control socket", "off", True
-    if config.report_signal == "off":
-        yield "report signal", "off", True
-        return
-    try:
-        ReportSignal(signal.Signals[config.report_signal]).close()
-    except ConcagentError as error:
-        yield "report signal", str(error), False
-    else:
-        yield "report signal", f"{config.report_signal}: kill -{config.report_signal.removeprefix('SIG')} PID", True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from concagent import cli, commands, runline, runner
+from concagent import cli, runline, runner, saved
 from concagent.errors import ConfigError
 from concagent.exporters import control
 from concagent.exporters.json import finding_line, report_to_json, snapshot_to_json
@@ -309,7 +309,7 @@ class TestGraph:
     def test_a_snapshot_survives_being_read_and_written(self) -> None:
         text = snapshot_to_json(a_report().snapshot)
 
-        assert snapshot_to_json(commands._snapshot_from_dict(json.loads(text))) == text
+        assert snapshot_to_json(saved.snapshot_from_dict(json.loads(text))) == text
 
     def test_a_report_that_is_damaged_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "report.json"
