@@ -223,14 +223,23 @@ extern PyTypeObject *SharedCellType;
 /* _core_record.c */
 Record *Record_new(void); /* borrowed result */
 void Record_end(Record *self);
+void Record_forget_if_empty(Record *self);
+PyObject *Record_waiting(Record *self);
+extern PyType_Spec Record_spec, ThreadEnd_spec;
+
+/* _core_held.c */
 int Record_grow(Record *self);
 void Record_forget_caches(void);
 void Record_remove(Record *self, Lock *lock);
 Chain *Record_find_chain(Record *self, Chain *parent, Lock *lock, Site site, int blocking);
-PyObject *Record_waiting(Record *self);
-int WaiterLock_is_free(PyObject *self);
+
+/* _core_readings.c */
 PyObject *core_readings(PyObject *module, PyObject *records);
-extern PyType_Spec Record_spec, ThreadEnd_spec;
+PyObject *core_untracked(PyObject *module, PyObject *value);
+
+/* _core_errors.c */
+int Error_drop_ours(void);
+void swallow_error(void); /* drop an exception that cannot be raised here; the program's is raised a moment later */
 
 /* _core_use.c */
 void Use_look(Lock *lock, Record *record, int blocking);
@@ -258,7 +267,6 @@ extern PyType_Spec LockClass_spec, LockCell_spec;
 int64_t now_ns(void);
 int Lock_wait(Lock *self, Record *record, int64_t timeout_ns, int interruptible, Site site, int entered);
 int Wait_walk(Record *record);
-int Error_drop_ours(void);
 int Wait_wake_victim(Wait *self, PyObject *error);
 void Lock_leave_queue(Lock *self, Wait *wait);
 void Wait_unpark_first(Lock *self);
@@ -303,6 +311,7 @@ typedef struct {
 
 /* _core_waiter.c */
 PyObject *core_waiter_lock(PyObject *module, PyObject *none);
+int WaiterLock_is_free(PyObject *self);
 int Waiter_init(PyObject *module);
 
 /* _core_semlock.c */
@@ -377,9 +386,6 @@ gc_resume(int was_enabled)
         PyGC_Enable();
     }
 }
-
-/* Drop an exception that cannot be raised here; one that is the program's is raised a moment later. */
-void swallow_error(void);
 
 /* Return whether frames of this code count as their caller's.  The answer is cached by address; the cache owns the
  * code objects in it, so an address cannot come to mean another function.  A miss may run Python code (of whoever

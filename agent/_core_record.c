@@ -1,4 +1,4 @@
-/* Per-thread records: what a thread holds and waits for.
+/* Per-thread records: made on first use, ended with the thread, and what Python code sees of them.
  *
  * A record is made on a thread's first use of a lock and found through a thread-local pointer.  An object of ours in
  * the thread state's dictionary ends it: that dictionary is cleared when the thread state dies, for every thread,
@@ -14,8 +14,8 @@ typedef struct {
     PyObject_HEAD Record *record; /* owned */
 } ThreadEnd;
 
-static void
-forget_if_empty(Record *self)
+void
+Record_forget_if_empty(Record *self)
 {
     if (!self->ended || self->held_count != 0) {
         return;
@@ -84,7 +84,7 @@ Record_end(Record *self)
         tell_held(self);
         swallow_error();
     }
-    forget_if_empty(self);
+    Record_forget_if_empty(self);
     PyErr_Restore(error_type, error, trace);
 }
 
@@ -196,7 +196,7 @@ enter_record(PyObject *ident)
         PyErr_Fetch(&error_type, &error, &trace);
         self->ended = 1;
         drop_ident(self);
-        forget_if_empty(self);
+        Record_forget_if_empty(self);
         PyErr_Restore(error_type, error, trace);
         Py_DECREF(self);
         return NULL;
@@ -233,154 +233,6 @@ Record_new(void)
     tls_record = self;
     /* Python code from here on; it may use locks and finds this record. */
     return describe(self) < 0 ? NULL : self;
-}
-
-/* Double the held stack; it is on the heap then. */
-COLD int
-Record_grow(Record *self)
-{
-    Py_ssize_t capacity = self->held_capacity * 2;
-    Lock **held = PyMem_Malloc(sizeof(Lock *) * (size_t)capacity);
-    Chain **chains = PyMem_Malloc(sizeof(Chain *) * (size_t)capacity);
-    if (held == NULL || chains == NULL) {
-        PyMem_Free(held);
-        PyMem_Free(chains);
-        PyErr_NoMemory();
-        return -1;
-    }
-    memcpy(held, self->held, sizeof(Lock *) * (size_t)self->held_count);
-    memcpy(chains, self->chains, sizeof(Chain *) * (size_t)self->held_count);
-    if (self->held != self->held_inline) {
-        PyMem_Free(self->held);
-        PyMem_Free(self->chains);
-    }
-    else {
-        core.held_overflows++;
-    }
-    self->held = held;
-    self->chains = chains;
-    self->held_capacity = capacity;
-    return 0;
-}
-
-/* Return the chain parent -> class, made if need be; NULL if the table is full.
- *
- * A chain that was found moves to the front of its siblings: of thousands of locks that are taken inside of one, few
- * are in use at a time. */
-static Chain *
-chain_of(Chain *parent, LockClass *cls)
-{
-    for (Chain **link = &parent->children; *link != NULL; link = &(*link)->sibling) {
-        Chain *child = *link;
-        if (child->cls == cls) {
-            *link = child->sibling;
-            child->sibling = parent->children;
-            parent->children = child;
-            return child;
-        }
-    }
-    Chain *chain = core.chains >= (1 << 20) ? NULL : PyMem_RawCalloc(1, sizeof(Chain));
-    if (chain != NULL) {
-        chain->parent = parent;
-        chain->cls = cls;
-        chain->sibling = parent->children;
-        parent->children = chain;
-        core.chains++;
-    }
-    return chain;
-}
-
-/* Put "cls, inside of all that is held" into the order ring.  Called amid an acquisition: no Python code may run. */
-static void
-tell_order(Record *self, LockClass *cls, Site site, int blocking)
-{
-    if (PyList_GET_SIZE(core.order_ring) >= ORDER_RING) {
-        core.order_dropped++;
-        return;
-    }
-    int gc = gc_pause();
-    PyObject *outer = PyTuple_New(self->held_count);
-    for (Py_ssize_t i = 0; outer != NULL && i < self->held_count; i++) {
-        PyObject *serial = PyLong_FromUnsignedLongLong(self->held[i]->cls->serial);
-        if (serial == NULL) {
-            Py_CLEAR(outer);
-            break;
-        }
-        PyTuple_SET_ITEM(outer, i, serial);
-    }
-    PyObject *row = outer == NULL ? NULL
-                                  : Py_BuildValue("(NKOiKi)", outer, (unsigned long long)cls->serial,
-                                                  site.code != NULL ? (PyObject *)site.code : Py_None, site.lasti,
-                                                  (unsigned long long)self->serial, blocking);
-    if (row == NULL || PyList_Append(core.order_ring, row) < 0) {
-        PyErr_Clear();
-        core.order_dropped++;
-    }
-    Py_XDECREF(row);
-    gc_resume(gc);
-}
-
-/* Return the chain of what is held and this lock; one that the order ring has not had goes there.  NULL if the table is
- * full.
- *
- * An acquisition that only tries is no order, so a chain known from trying is told again when somebody waits. */
-COLD Chain *
-Record_find_chain(Record *self, Chain *parent, Lock *lock, Site site, int blocking)
-{
-    Chain *chain = parent == NULL ? NULL : chain_of(parent, lock->cls);
-    if (chain == NULL) {
-        core.order_dropped++;
-        return NULL;
-    }
-    if (core.recording && !self->agent && !chain->told && (blocking || !chain->told_tried)) {
-        if (blocking) {
-            chain->told = 1;
-        }
-        else {
-            chain->told_tried = 1;
-        }
-        tell_order(self, lock->cls, site, blocking);
-    }
-    return chain;
-}
-
-/* Forget all that the threads know of chains: some that were taken while nobody listened are still to be told. */
-void
-Record_forget_caches(void)
-{
-    PyObject *key, *record;
-    Py_ssize_t at = 0;
-    while (PyDict_Next(core.records, &at, &key, &record)) {
-        memset(((Record *)record)->cache, 0, sizeof((Record *)record)->cache);
-    }
-}
-
-/* Make the chains anew from `from` on.  An order that comes about by releasing out of turn is not told: the locks were
- * taken in another one, which was told then. */
-static void
-rechain(Record *self, Py_ssize_t from)
-{
-    for (Py_ssize_t i = from; i < self->held_count; i++) {
-        LockClass *cls = self->held[i]->cls;
-        self->chains[i] = i == 0 ? &cls->root : self->chains[i - 1] == NULL ? NULL : chain_of(self->chains[i - 1], cls);
-    }
-}
-
-/* Take a lock out of the held stack: the last one nearly always, any other in hand-over-hand code. */
-COLD void
-Record_remove(Record *self, Lock *lock)
-{
-    for (Py_ssize_t i = self->held_count - 1; i >= 0; i--) {
-        if (self->held[i] == lock) {
-            memmove(&self->held[i], &self->held[i + 1], sizeof(Lock *) * (size_t)(self->held_count - i - 1));
-            self->held_count--;
-            rechain(self, i);
-            break;
-        }
-    }
-    if (UNLIKELY(self->ended)) {
-        forget_if_empty(self);
-    }
 }
 
 /* -- seen from Python -- */
@@ -494,91 +346,6 @@ static PyObject *
 Record_repr(Record *self)
 {
     return PyUnicode_FromFormat("<ThreadRecord %llu %R>", (unsigned long long)self->serial, self->name);
-}
-
-/* Hide a new tuple from the garbage collector: nothing in it leads back to it, and thousands of them would make the
- * collector go through the whole heap. */
-static PyObject *
-hidden(PyObject *tuple)
-{
-    if (tuple != NULL && PyObject_GC_IsTracked(tuple)) {
-        PyObject_GC_UnTrack(tuple);
-    }
-    return tuple;
-}
-
-/* The pairs (cell, hold) of the locks that a record has, as a tuple. */
-static PyObject *
-read_held(Record *self)
-{
-    PyObject *pairs = PyList_New(0);
-    for (Py_ssize_t i = 0; pairs != NULL && i < self->held_count; i++) {
-        LockCell *cell = Lock_cell(self->held[i]);
-        Py_XINCREF(cell);
-        PyObject *hold = cell == NULL ? NULL : LockCell_hold(cell);
-        int failed = hold == NULL;
-        if (hold != NULL && hold != Py_None && PyTuple_GET_ITEM(hold, 0) == (PyObject *)self) {
-            PyObject *pair = hidden(PyTuple_Pack(2, cell, hold));
-            failed = pair == NULL || PyList_Append(pairs, pair) < 0;
-            Py_XDECREF(pair);
-        }
-        Py_XDECREF(hold);
-        Py_XDECREF(cell);
-        if (failed) {
-            Py_CLEAR(pairs);
-        }
-    }
-    PyObject *result = pairs == NULL ? NULL : hidden(PyList_AsTuple(pairs));
-    Py_XDECREF(pairs);
-    return result;
-}
-
-/* (epoch, wait, hold that it waits for, held), in this order. */
-static PyObject *
-read_record(Record *self)
-{
-    uint64_t epoch = self->epoch;
-    PyObject *wait = Record_waiting(self);
-    PyObject *hold = NULL;
-    if (wait == Py_None) {
-        hold = Py_NewRef(Py_None);
-    }
-    else {
-        PyObject *resource = Py_NewRef(((Wait *)wait)->resource);
-        hold = Py_TYPE(resource) == CellType ? LockCell_hold_seen_by((LockCell *)resource, wait)
-                                             : PyObject_CallMethod(resource, "hold_seen_by", "O", wait);
-        Py_DECREF(resource);
-    }
-    PyObject *held = hold == NULL ? NULL : read_held(self);
-    PyObject *result =
-        held == NULL ? NULL : hidden(Py_BuildValue("(KOOO)", (unsigned long long)epoch, wait, hold, held));
-    Py_XDECREF(held);
-    Py_XDECREF(hold);
-    Py_DECREF(wait);
-    return result;
-}
-
-PyObject *
-core_readings(PyObject *Py_UNUSED(module), PyObject *records)
-{
-    if (!PyList_Check(records)) {
-        return PyErr_Format(PyExc_TypeError, "readings() takes a list of records");
-    }
-    PyObject *result = PyList_New(0);
-    for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(records); i++) {
-        PyObject *record = PyList_GET_ITEM(records, i);
-        if (Py_TYPE(record) != RecordType) {
-            PyErr_SetString(PyExc_TypeError, "readings() takes a list of records");
-            Py_CLEAR(result);
-            break;
-        }
-        PyObject *reading = read_record((Record *)record);
-        if (reading == NULL || PyList_Append(result, reading) < 0) {
-            Py_CLEAR(result);
-        }
-        Py_XDECREF(reading);
-    }
-    return result;
 }
 
 static PyGetSetDef Record_getset[] = {
