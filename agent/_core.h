@@ -286,9 +286,11 @@ int Sync_init(PyObject *module);
 PyObject *core_configure_sync(PyObject *module, PyObject *args);
 PyObject *core_find_cell(PyObject *module, PyObject *args);
 PyObject *core_keep_cell(PyObject *module, PyObject *args);
+PyObject *core_sync_method(PyObject *module, PyObject *args);
+
+/* _core_simplequeue.c */
 PyObject *core_configure_simple_get(PyObject *module, PyObject *args);
 PyObject *core_replace_method(PyObject *module, PyObject *args);
-PyObject *core_sync_method(PyObject *module, PyObject *args);
 
 /* _core_lastresort.c */
 void LastResort_request(void);
