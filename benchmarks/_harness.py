@@ -417,14 +417,15 @@ def environment_with(name: str, *packages: str) -> str:
 
 def this_concagent() -> str:
     """Return the first lines of a program for such an interpreter: it finds concagent where this process found it."""
-    import concagent
-
-    return (
-        "import sys, importlib.util as u\n"
-        f"spec = u.spec_from_file_location('concagent', {concagent.__file__!r},\n"
-        f"    submodule_search_locations={list(concagent.__path__)!r})\n"
-        "sys.modules['concagent'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)\n"
-    )
+    lines = ["import sys, importlib.util as u"]
+    for name in ("concagent", "concagent.hooks", "concagent.exporters"):
+        package = importlib.import_module(name)
+        lines += [
+            f"spec = u.spec_from_file_location({name!r}, {package.__file__!r},",
+            f"    submodule_search_locations={list(package.__path__)!r})",
+            f"sys.modules[{name!r}] = module = u.module_from_spec(spec); spec.loader.exec_module(module)",
+        ]
+    return "\n".join(lines) + "\nconcagent = sys.modules['concagent']\n"
 
 
 def clock() -> float:

@@ -62,7 +62,7 @@ class Server:
             port = listener.getsockname()[1]
         with open(os.path.join(folder, "shop.py"), "w", encoding="utf-8") as file:
             file.write(APPLICATION)
-        start = f"{_harness.this_concagent()}module.install()\n" if agent else "import sys\n"
+        start = f"{_harness.this_concagent()}concagent.install()\n" if agent else "import sys\n"
         start += "from gunicorn.app.wsgiapp import run; sys.exit(run())"
         command = [python, "-c", start, "-k", "gthread", "-w", "1", "--threads", "4", "-b", f"127.0.0.1:{port}"]
         self.process = subprocess.Popen(
