@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC: Final = int.from_bytes(b"concagnt", "little")
-VERSION: Final = 2
+VERSION: Final = 3
 PREFIX: Final = "concagent-board-"
 
 _PAGE: Final = 4096
@@ -76,6 +76,11 @@ _ID_BITS: Final = 22
 _ID: Final = (1 << _ID_BITS) - 1
 _ONE_HOLD: Final = 1 << 2 * _ID_BITS
 _FREED: Final = 1 << 63
+# The word that says who tells of a hold: freed and number of the hold, whether it is done (1 bit), process, low bits of its start.
+_HOLD_AT: Final = 2 * _ID_BITS
+_IS_TOLD: Final = 1 << _HOLD_AT - 1
+_START_BITS: Final = _HOLD_AT - 1 - _ID_BITS
+_START_MASK: Final = (1 << _START_BITS) - 1
 UNUSED_NS: Final = 60_000_000_000  # after which a cell may be given to another lock
 _MAKING_LOOKS: Final = 50  # a millisecond apart, at a board that another process is making
 _LOOKS: Final = 64  # at cells, when all are given out
@@ -127,6 +132,15 @@ def is_alive(pid: int, start: int) -> bool:
         return start_time(pid) == start
     except (OSError, ValueError, IndexError):
         return True
+
+
+def _lives(pid: int, start_bits: int) -> bool:
+    """Return whether a process lives of whose start only the low bits are known."""
+    try:
+        start = start_time(pid)
+    except (OSError, ValueError, IndexError):
+        return False
+    return start != 0 and start & _START_MASK == start_bits
 
 
 def is_stopped(pid: int) -> bool:
@@ -397,19 +411,34 @@ class Board:
         """Return whether that ever happened."""
         return bool(self._words[cell + _SIGNAL])
 
-    def tell(self, cell: int) -> bool:
-        """Note that the present hold was told of; False if it had been.
+    def may_tell(self, cell: int, pid: int, start: int) -> bool:
+        """Claim to tell of the present hold; False if it was told of, or somebody else claims to and lives.
 
-        Also of a lock that nobody has ever signed: its first holder was killed before he could.
+        It counts as told of only after `told`: who claims may be killed before he has written a word.
         """
-        if self.was_told(cell):
-            return False
-        self._words[cell + _TOLD] = self._words[cell + _WHO] + 1
-        return True
+        word = self._words[cell + _TOLD]
+        if word and word >> _HOLD_AT == self._words[cell + _WHO] >> _HOLD_AT:
+            if word & _IS_TOLD:
+                return False
+            claimed = word >> _START_BITS & _ID, word & _START_MASK
+            if claimed != (pid, start & _START_MASK) and _lives(*claimed):
+                return False
+        self._words[cell + _TOLD] = self._claim(cell, pid, start)
+        return self._words[cell + _TOLD] == self._claim(cell, pid, start)
+
+    def told(self, cell: int, pid: int, start: int) -> None:
+        """Note that the hold that this process claimed was told of."""
+        if self._words[cell + _TOLD] == self._claim(cell, pid, start):
+            self._words[cell + _TOLD] |= _IS_TOLD
 
     def was_told(self, cell: int) -> bool:
-        """Return whether the present hold was told of."""
-        return self._words[cell + _TOLD] == self._words[cell + _WHO] + 1  # 0: nothing was told
+        """Return whether the present hold was told of; a lock that nobody came to sign has one, too."""
+        word = self._words[cell + _TOLD]
+        return bool(word & _IS_TOLD) and word >> _HOLD_AT == self._words[cell + _WHO] >> _HOLD_AT
+
+    def _claim(self, cell: int, pid: int, start: int) -> int:
+        hold = self._words[cell + _WHO] >> _HOLD_AT
+        return hold << _HOLD_AT | pid << _START_BITS | start & _START_MASK
 
     # ------------------------------------------------------------ sites
 

@@ -217,16 +217,17 @@ class Union:
             if first_ns == now_ns:
                 continue
             waiting = {joined.process_of[edge.actor] for edge in waits}
-            speaks = self._speaks_for(waiting)
-            if not speaks and not board.was_told(joined.cells[resource]):
-                continue  # who is to tell may be killed before he does
-            del self._candidates[key]
-            self._told.add(key)
-            if speaks and board.tell(joined.cells[resource]):
+            cell = joined.cells[resource]
+            if not board.was_told(cell):
+                if not self._speaks_for(waiting) or not board.may_tell(cell, *shared.me()):
+                    continue  # who is to tell may be killed before he does
                 members = [edge.actor for edge in waits if edge.actor in actors]
                 self._publish(
                     crossing.orphan_finding(joined.picture, resource, members, holder.start, firm=firm, signed=signed)
                 )
+                board.told(cell, *shared.me())
+            del self._candidates[key]
+            self._told.add(key)
 
     def _speaks_for(self, processes: Iterable[Process]) -> bool:
         """Return whether it is this process that tells; one that is stopped cannot."""

@@ -65,13 +65,32 @@ def test_each_hold_has_a_generation_of_its_own(board: Board) -> None:
 
 
 def test_each_hold_is_told_of_once_also_that_of_a_lock_that_nobody_came_to_sign(board: Board) -> None:
-    cell = board.claim_lock(77, NOW)
-    assert not board.was_told(cell)
-    assert [board.tell(cell), board.was_told(cell), board.tell(cell)] == [True, True, False]
+    cell, me = board.claim_lock(77, NOW), (ME, start_time(ME))
+    for _ in range(2):
+        assert not board.was_told(cell)
+        assert board.may_tell(cell, *me)
+        board.told(cell, *me)
+        assert board.was_told(cell)
+        assert not board.may_tell(cell, *me)
+        board.take(cell, 11, 22, 33, 0, 0)
 
+
+def test_who_claims_to_tell_and_lives_is_not_forestalled_and_who_was_killed_is_replaced(board: Board) -> None:
+    cell, other = board.claim_lock(77, NOW), os.getppid()
     board.take(cell, 11, 22, 33, 0, 0)
+
+    assert board.may_tell(cell, other, start_time(other))
+    assert not board.may_tell(cell, ME, start_time(ME))
     assert not board.was_told(cell)
-    assert [board.tell(cell), board.was_told(cell), board.tell(cell)] == [True, True, False]
+
+    board.told(cell, ME, start_time(ME))  # it is not this process that claimed it
+    assert not board.was_told(cell)
+
+    assert board.may_tell(cell, other, start_time(other)), "who claimed it may claim it again"
+    board._words[cell + 7] ^= 1  # now it was a process that had the number before
+    assert board.may_tell(cell, ME, start_time(ME))
+    board.told(cell, ME, start_time(ME))
+    assert board.was_told(cell)
 
 
 def test_of_two_locks_with_one_key_the_later_is_found(board: Board) -> None:
