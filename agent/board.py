@@ -76,7 +76,7 @@ _ID_BITS: Final = 22
 _ID: Final = (1 << _ID_BITS) - 1
 _ONE_HOLD: Final = 1 << 2 * _ID_BITS
 _FREED: Final = 1 << 63
-# The word that says who tells of a hold: freed and number of the hold, whether it is done (1 bit), process, low bits of its start.
+# The word that says who tells of a hold: freed and number of the hold, whether it is done (1 bit), process, bits of its start.
 _HOLD_AT: Final = 2 * _ID_BITS
 _IS_TOLD: Final = 1 << _HOLD_AT - 1
 _START_BITS: Final = _HOLD_AT - 1 - _ID_BITS
