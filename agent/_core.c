@@ -480,6 +480,11 @@ static PyMethodDef core_methods[] = {
     {"replace_method", core_replace_method, METH_VARARGS,
      "Put a method into an immutable type; return the former one."},
     {"sync_method", core_sync_method, METH_VARARGS, "Return a replacement for a method of a condition or semaphore."},
+    {"open_function", core_open_function, METH_VARARGS,
+     "Return the function that stands in for `open`; None where the original is not what is known."},
+    {"record_openings", core_record_openings, METH_VARARGS, "Let that function note files for a hook."},
+    {"ignore_openings", core_ignore_openings, METH_O, "Note nothing more for a hook; another one stays."},
+    {"forget_openings", core_forget_openings, METH_NOARGS, "Ask the table for each site again."},
     {"hasten_semlock", core_hasten_semlock, METH_VARARGS,
      "Put fast methods into the type in the place of SemLock; False where they do not fit."},
     {"share", core_share, METH_VARARGS, "Say where the board is, None for nowhere new, and when this process started."},
@@ -626,7 +631,8 @@ make_core(PyObject *module)
     core.allocate = PyCFunction_NewEx(&allocate_method, thread, name);
     Py_DECREF(name);
     Py_DECREF(thread);
-    if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0 || Sync_init(module) < 0) {
+    if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0 || Sync_init(module) < 0 ||
+        Open_init(module) < 0) {
         return -1;
     }
     core.interpreter = PyInterpreterState_Get();

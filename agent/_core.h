@@ -292,6 +292,13 @@ PyObject *core_sync_method(PyObject *module, PyObject *args);
 PyObject *core_configure_simple_get(PyObject *module, PyObject *args);
 PyObject *core_replace_method(PyObject *module, PyObject *args);
 
+/* _core_open.c */
+int Open_init(PyObject *module);
+PyObject *core_open_function(PyObject *module, PyObject *args);
+PyObject *core_record_openings(PyObject *module, PyObject *args);
+PyObject *core_ignore_openings(PyObject *module, PyObject *hook);
+PyObject *core_forget_openings(PyObject *module, PyObject *none);
+
 /* _core_lastresort.c */
 void LastResort_request(void);
 PyObject *core_last_resort_requests(PyObject *module, PyObject *none);

@@ -117,6 +117,22 @@ def hasten_semlock(*_: Any) -> bool:
     return False
 
 
+def open_function(*_: Any) -> None:
+    """Return that there is no faster ``open`` here: `hooks.files.Open` stands in for it."""
+
+
+def record_openings(hook: Any, ignore: Any, asks_by_name: bool) -> None:
+    """Need not know: what stands in for ``open`` records by itself."""
+
+
+def ignore_openings(hook: Any) -> None:
+    """Need not know: what stands in for ``open`` asks its table."""
+
+
+def forget_openings() -> None:
+    """Keep no sites here."""
+
+
 def share(words: Any, start: int) -> None:
     """Need not know where the board is."""
 

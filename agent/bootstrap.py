@@ -473,7 +473,7 @@ class Agent:
                 self.monitor.tick_hooks += [self._look_at_polls, self._look_at_files]
                 filewaits.on_refused = self._note_refused
         if "files" in families and self.config.files:
-            self._patches.add(*files.patches(self.openings, state.count_error, self._is_agent_thread))
+            self._patches.add(*files.patches(self.openings, state.count_error, core.is_agent_thread))
             self.monitor.tick_hooks.append(self._look_for_leaks)
         if self.config.follow:
             executions.add_patches(self._patches)
@@ -583,9 +583,6 @@ class Agent:
 
             self._leaks = LeakWatch(self.openings, self.config, self.monitor.publish)
         return self._leaks
-
-    def _is_agent_thread(self) -> bool:
-        return bool(core.current_record().agent)
 
     def _listen_to_signal(self) -> None:
         if self.config.report_signal == "off":

@@ -115,6 +115,9 @@ reset_for_tests = implementation.reset_for_tests
 SharedCell = implementation.SharedCell
 share = implementation.share
 hasten_semlock = implementation.hasten_semlock
+open_function = implementation.open_function
+ignore_openings = implementation.ignore_openings
+forget_openings = implementation.forget_openings
 
 
 def start(listener: Listener, *, class_limit: int = 8191) -> None:
@@ -160,6 +163,23 @@ def sync_method(name: str, hook: Any) -> Any:
     original = hook.__wrapped__
     method = implementation.sync_method(name, original if name == "wait" else hook, original)
     return functools.update_wrapper(method, original, _WRAPPED)
+
+
+def is_agent_thread() -> bool:
+    """Return whether the calling thread is one of the agent's."""
+    return bool(current_record().agent)
+
+
+def record_openings(hook: Any, ignore: Callable[[], bool] | None, asks_by_name: bool) -> None:
+    """Let what `open_function` has returned note each file in a `hooks.files.Open`, until `ignore_openings` is told the same.
+
+    Args:
+        hook: Its methods ``record_at``, ``record_of_none``, ``count_unclosed`` and ``failed`` are called.
+        ignore: Asked at each opening whether to leave it out.
+        asks_by_name: The interpreter calls ``_dealloc_warn`` and ``flush`` that lie in a raw file's dict.
+    """
+    known = None if NAME == "c" and ignore is is_agent_thread else ignore
+    implementation.record_openings(hook, known, asks_by_name)
 
 
 def last_resort() -> Any:

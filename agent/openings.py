@@ -196,6 +196,7 @@ class Openings:
         self._tables: dict[str, dict[tuple[int, int], SiteRecord]] = {}
         self._serials = itertools.count(1)
         self._pending = False
+        self._keepers: list[tuple[Callable[[], object], Callable[[], object]]] = []
 
     # The hot side: hooks.
 
@@ -305,9 +306,17 @@ class Openings:
     def stop(self) -> None:
         """Tell the hooks that may survive in copies to be plain; what was recorded can still be read."""
         self.active = False
+        for _, leave in self._keepers:
+            leave()
+
+    def tell_keeper(self, forget: Callable[[], object], leave: Callable[[], object]) -> None:
+        """Have a hook that keeps records itself told when the tables are emptied, and when nothing is recorded any more."""
+        self._keepers.append((forget, leave))
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's openings.  Their tokens stay valid and count for nothing."""
+        for forget, _ in self._keepers:
+            forget()
         for table in self._tables.values():
             for record in list(table.values()):
                 record.live = False

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from timeit import Timer
 from typing import Any
 
-from concagent import _real
+from concagent import _real, core
 from concagent.hooks.files import Open
 from concagent.openings import Openings
 
@@ -83,8 +83,12 @@ def measure(first: Callable[[], object], second: Callable[[], object], repeats: 
 
 def main(repeats: int) -> None:
     """Print a line for each case."""
-    hooked = Open(_real.open_file, Openings(), lambda *_: None)
-    print(f"{platform.python_implementation()} {platform.python_version()}, best of {repeats} x {NUMBER}")
+    hook = Open(_real.open_file, Openings(), lambda *_: None)
+    hooked = hook.replacement()
+    hook.start()
+    print(
+        f"{platform.python_implementation()} {platform.python_version()}, core {core.NAME}, best of {repeats} x {NUMBER}"
+    )
     print(f"{'case':24} {'stock ns':>9} {'hook ns':>9} {'ratio':>6} {'control':>8}")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data")

@@ -1,7 +1,8 @@
 """Which line opened the files that nobody closes.
 
-``open`` and ``io.open`` are replaced by an object that calls the original and notes the result.  The result stays what it
-is, a real ``TextIOWrapper``; nothing is wrapped.  The whole difficulty is to learn, later and cheaply, how it ended.
+``open`` and ``io.open`` are replaced by something that calls the original and notes the result: a builtin function where
+the C core runs (``_core_open.c``), else an `Open`.  The result stays what it is, a real ``TextIOWrapper``; nothing is wrapped.
+The whole difficulty is to learn, later and cheaply, how it ended.
 
 *Collected without being closed* is something that the interpreter itself finds out: an io object that is destroyed while
 open closes itself, and before that asks its raw ``FileIO`` to issue the ResourceWarning, by calling the method
@@ -35,15 +36,17 @@ Rejected   *A proxy or a subclass*: ``type(open(p))`` changes.  *weakref.finaliz
 Invariants H1 whatever goes wrong here, the caller gets what the original gave, and the exception is counted.
            H2 nothing here refers to a file strongly.
            H3 a finding is made only of files that the interpreter itself calls unclosed: ``closefd``, not closed.
-Visible    one frame in tracebacks of a failing ``open``, and two in tracemalloc's with more than one frame (until the C
-           core; CPython's test_warnings.test_tracemalloc sees it); two private entries in ``f.buffer.raw.__dict__``
-           of a file that is open; ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and
-           being no method in a class body are as with the original.
+Visible    private entries in ``f.buffer.raw.__dict__`` of a file that is open, one in C and two in Python.  With the C core,
+           from 3.12 on, that ``open.__module__`` is ``io`` and not ``_io``.  With `Open`: one frame in tracebacks of a failing
+           ``open``, and two in tracemalloc's with more than one frame (CPython's test_warnings.test_tracemalloc sees it);
+           ``type(open)``, while ``isinstance``, ``repr``, ``inspect.signature``, ``pickle``, and being no method in a
+           class body are as with the original.
 Limits     not noticed: a raw file that was detached or flushed, and then dropped alone or in a cycle; ``FileIO(...)`` and
            ``os.open``.  Where a ResourceWarning is an error, its traceback has no carets, and without any frame it has
            an entry ``sys``.
-Cost       1.2-1.4 of stock for open + close, see ``benchmarks/bench_open.py``.  A quarter of that is the call, six tenths are
-           the site and the mark with its weak reference, the rest is the entries and the ``flush`` at ``close``.
+Cost       1.04 of stock for open + close in C, mostly the weak reference and three entries in dicts that come and go; 1.2-1.4
+           in Python, see ``benchmarks/bench_open.py``: a quarter of that is the call, six tenths are the site and the mark
+           with its weak reference, the rest is the entries and the ``flush`` at ``close``.
 Sources    CPython Modules/_io: iobase.c (iobase_finalize), textio.c, bufferedio.c (buffered_dealloc_warn), fileio.c;
            Modules/gcmodule.c (handle_weakrefs, finalize_garbage).
 """
@@ -61,14 +64,22 @@ from collections.abc import Callable
 from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real
+from concagent import _real, core
 from concagent.hooks.patching import AliasScan, Patch, Switch
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from concagent.hooks.patching import Step
-    from concagent.openings import Openings, SiteRecord
+    from concagent.openings import OpeningLike, Openings, SiteRecord
 
     OnError = Callable[[str, BaseException], object]
+
+    class Mark(OpeningLike, Protocol):
+        """What both twins of the core lay into a raw file."""
+
+        frame_id: int
+
 
 try:
     from _tracemalloc import is_tracing as _is_tracing  # not tracemalloc: that imports pickle
@@ -94,6 +105,9 @@ _deref: Final[Callable[[Any], Any]] = weakref.ref.__call__
 
 _WARN_DEFAULT_ENCODING: Final = bool(getattr(sys.flags, "warn_default_encoding", 0))
 _HAS_U_MODE: Final = sys.version_info < (3, 11)
+
+# 3.11 calls a builtin function in the instruction before CALL once it has learned that it is one; with its cache that is 4.
+_PRECALL: Final = 166 if sys.version_info[:2] == (3, 11) else None
 
 # What is known of the end of a file; a pair (frame identity, instruction) is the collection that will destroy it.
 _OPEN: Final = "open"
@@ -179,8 +193,11 @@ class FileMark(weakref.ref):  # type: ignore[type-arg]  # generic only for the t
             else:
                 unclosed = True
             if unclosed and self.fate is not _COUNTED:
+                self.fate = _COUNTED
                 # The collector clears weak references first: with a reference left, it was the reference count.
-                self.hook.count_unclosed(self, None if raw is None or collected else caller)
+                by_opener = caller is not None and not collected and id(caller) == self.frame_id
+                at = caller.f_lasti if caller is not None and by_opener and caller.f_code is self.record.code else -1
+                self.hook.count_unclosed(self, at)
         except Exception as error:  # noqa: BLE001  a border: we are in a finalizer of the user's file
             self.hook.failed(error)
         if raw is None:
@@ -224,7 +241,10 @@ class _IoModule:
 
 
 class Open:
-    """Stands in for ``open``.  No function, so that in a class body it does not become a method; see `patches`."""
+    """Stands in for ``open``, and tells the C core's function what to do with what that has noted.
+
+    No function, so that in a class body it does not become a method; see `patches`.
+    """
 
     __slots__ = ("__weakref__", "_careful", "_ignore", "_marks", "_on_error", "_openings", "_original", "_sites")
 
@@ -303,28 +323,50 @@ class Open:
             self.failed(error)
         return file
 
-    def count_unclosed(self, mark: FileMark, dropped_by: FrameType | None) -> None:
-        """Count a file once as collected unclosed; ``dropped_by`` is the frame that gave up the last reference, if known.
+    def replacement(self) -> Any:
+        """Return what is to stand in for the original: the core's function, or this object where the core has none."""
+        function = core.open_function(self._original, _FileIO, _TextIOWrapper, *_BUFFERED)
+        if function is None:
+            return self
+        self._openings.tell_keeper(core.forget_openings, lambda: core.ignore_openings(self))
+        return function
+
+    def start(self) -> None:
+        """Let the replacement record."""
+        self._openings.start()
+        core.record_openings(self, self._ignore, self._marks)
+
+    def record_at(self, code: CodeType, lasti: int) -> SiteRecord:
+        """Return the record of exactly this instruction, the two halves of a call being one."""
+        if _PRECALL is not None and code.co_code[lasti] == _PRECALL:
+            lasti += 4
+        return self._openings.record_at(KIND, code, lasti)
+
+    def record_of_none(self) -> SiteRecord:
+        """Return the record of what nobody is known to have opened."""
+        return self._openings.record_of(KIND, None)
+
+    def count_unclosed(self, mark: Mark, dropped_at: int) -> None:
+        """Count a file as collected unclosed.
 
         In the frame that opened it, a file may have been a temporary.  Not so if that frame has opened another one at the
         same place since, and that is still there: then the statement was left, and entered again, with the first alive.
+
+        Args:
+            mark: The file's.
+            dropped_at: The instruction that gave up the last reference, if that was in the frame that opened it; else -1.
         """
-        mark.fate = _COUNTED
-        record = mark.record
-        if dropped_by is None or id(dropped_by) != mark.frame_id or dropped_by.f_code is not record.code:
-            self._openings.collected_unclosed(mark)
-            return
         try:
-            newest = tuple(itertools.islice(reversed(record.alive), NEWER))
+            newest = tuple(itertools.islice(reversed(mark.record.alive), NEWER)) if dropped_at >= 0 else ()
         except RuntimeError:  # another finalizer came between
             newest = ()
         for other in newest:
             if other is mark:
                 break
             if other.frame_id == mark.frame_id and other.since_ns >= mark.since_ns:  # type: ignore[attr-defined]
-                self._openings.collected_unclosed(mark)
-                return
-        self._openings.collected_unclosed(mark, dropped_by.f_lasti)
+                dropped_at = -1
+                break
+        self._openings.collected_unclosed(mark, dropped_at)
 
     def failed(self, error: BaseException) -> None:
         """Hand an error of ours to the counter; whatever the counter does, the user does not see it."""
@@ -394,7 +436,9 @@ def interpreter_asks_by_name() -> bool:
     return calls[:1] == ["warn"] and "flush" in calls
 
 
-def patches(openings: Openings, on_error: OnError, ignore: Callable[[], bool] | None = None) -> list[Step]:
+def patches(
+    openings: Openings, on_error: OnError, ignore: Callable[[], bool] | None = None, *, fast: bool = True
+) -> list[Step]:
     """Return the steps that make ``open`` record, for a `PatchSet`.
 
     Undone, files that are open stay noted, and copies of the replacement that somebody kept are plain.
@@ -402,12 +446,14 @@ def patches(openings: Openings, on_error: OnError, ignore: Callable[[], bool] | 
     Args:
         openings: Gets an opening of the kind ``file`` for each file.
         on_error: Called with a border's name and an exception of ours.  May run inside finalizers: it must not lock.
-        ignore: Asked at each opening whether to leave it out, for the agent's own threads.
+        ignore: Asked at each opening whether to leave it out, for the agent's own threads (which the C core knows itself).
+        fast: False has `Open` record also where the core has a function for it.
     """
     original = _real.open_file
-    replacement = Open(original, openings, on_error, ignore)
+    hook = Open(original, openings, on_error, ignore)
+    replacement = hook.replacement() if fast else hook
     steps: list[Step] = [
-        Switch("files", openings.start, openings.stop),
+        Switch("files", hook.start, openings.stop),
         Patch(builtins, "open", replacement, "builtins.open"),
         Patch(io, "open", replacement, "io.open"),
     ]

@@ -1,6 +1,7 @@
 """What is true of ``open`` is true of ours: results, errors, warnings, and how it can be looked at and passed on.
 
-Scripts run twice, once plain and once with the hook put in by ``sitecustomize``, and must print the same.
+Both twins are asked: `hooks.files.Open`, and the function that the C core has for it.  Scripts run twice, once plain and
+once with the hook put in by ``sitecustomize``, and must print the same.
 """
 
 # ruff: noqa: SIM115, ARG001  files are opened and dropped on purpose; the fixture is asked for its effect
@@ -21,13 +22,14 @@ import sys
 import tempfile
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from concagent import _real
+from concagent import _real, core
 from concagent.hooks import files
 from concagent.hooks.patching import PatchSet
 from concagent.openings import Openings, UnclosedEvent
@@ -41,21 +43,29 @@ from concagent.hooks.patching import PatchSet
 from concagent.openings import Openings
 openings = Openings()
 patches = PatchSet()
-patches.add(*files.patches(openings, lambda border, error: print("ERROR OF OURS", border, repr(error))))
+patches.add(*files.patches(openings, lambda border, error: print("ERROR OF OURS", border, repr(error)), fast=FAST))
 patches.apply()
 """
+TWINS = ["python", "c"] if core.NAME == "c" else ["python"]
 
 
 class Recording:
     """The hook in place, with its table and the errors that it had."""
 
-    def __init__(self) -> None:
+    def __init__(self, twin: str) -> None:
+        self.twin = twin
         self.errors: list[BaseException] = []
         self.ignoring = False
         self.openings = Openings()
         self.patches = PatchSet()
-        steps = files.patches(self.openings, lambda _border, error: self.errors.append(error), lambda: self.ignoring)
+        steps = files.patches(
+            self.openings, lambda _border, error: self.errors.append(error), self.is_ignored, fast=twin == "c"
+        )
         self.patches.add(*steps)
+
+    def is_ignored(self) -> bool:
+        """Return whether openings are to be left out."""
+        return self.ignoring
 
     def unclosed(self) -> list[UnclosedEvent]:
         """Return what was collected unclosed of the files that this file opened."""
@@ -66,9 +76,15 @@ class Recording:
         return sum(figures.open for figures in self.openings.statistics() if figures.site.file == __file__)
 
 
+@pytest.fixture(params=TWINS)
+def twin(request: pytest.FixtureRequest) -> str:
+    """The name of each twin that there is."""
+    return str(request.param)
+
+
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    made = Recording()
+def recording(twin: str) -> Iterator[Recording]:
+    made = Recording(twin)
     made.patches.apply()
     yield made
     made.patches.restore()
@@ -81,6 +97,13 @@ def path(tmp_path: Path) -> str:
     name = tmp_path / "data.txt"
     name.write_text("one\ntwo\n", encoding="utf-8")
     return str(name)
+
+
+def stand_in(twin: str, openings: Openings, on_error: Callable[[str, BaseException], object]) -> Any:
+    """Return what stands in for ``open``, recording."""
+    hook = files.Open(_real.open_file, openings, on_error)
+    hook.start()
+    return hook.replacement() if twin == "c" else hook
 
 
 class Node:
@@ -153,8 +176,11 @@ def test_open_looks_like_the_original(recording: Recording) -> None:
 
     assert open is not original
     assert open is io.open
-    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__text_signature__", "__self__"):
+    for name in ("__name__", "__qualname__", "__doc__", "__text_signature__", "__self__"):
         assert getattr(open, name) == getattr(original, name)
+    # From 3.12 on the original's is `_io`, where pickle would find the original and refuse ours.
+    assert open.__module__ == ("io" if recording.twin == "c" else original.__module__)
+    assert (type(open) is type(original)) == (recording.twin == "c")
     assert repr(open) == repr(original)
     assert inspect.signature(open) == inspect.signature(original)
     assert inspect.isbuiltin(open)
@@ -171,8 +197,8 @@ def test_open_pickles_and_copies_by_name(recording: Recording) -> None:
     assert copy.deepcopy([open]) == [open]
 
 
-def test_a_pickled_open_loads_as_the_plain_one_without_us() -> None:
-    made = Recording()
+def test_a_pickled_open_loads_as_the_plain_one_without_us(twin: str) -> None:
+    made = Recording(twin)
     made.patches.apply()
     data = pickle.dumps(open)
     made.patches.restore()
@@ -216,7 +242,7 @@ def test_errors_are_those_of_the_original(recording: Recording, call: Callable[[
     assert (ours.value.__cause__, ours.value.__context__) == (None, None)
     shown = [(e.frame.code.path, e.frame.code.name) for e in ours.traceback if Path(e.path).name != "files.py"]
     assert shown == [(e.frame.code.path, e.frame.code.name) for e in plain.traceback]
-    assert len(ours.traceback) - len(plain.traceback) <= 1
+    assert len(ours.traceback) - len(plain.traceback) <= (recording.twin == "python")
 
 
 # What is noticed, and what is not (K11, K13).
@@ -417,8 +443,8 @@ def test_ignored_openings_are_not_recorded(recording: Recording, path: str) -> N
         assert recording.open_here() == 0
 
 
-def test_replacements_that_survive_the_restore_are_plain(path: str) -> None:
-    made = Recording()
+def test_replacements_that_survive_the_restore_are_plain(twin: str, path: str) -> None:
+    made = Recording(twin)
     made.patches.apply()
     kept = builtins.open
     made.patches.restore()
@@ -429,8 +455,8 @@ def test_replacements_that_survive_the_restore_are_plain(path: str) -> None:
     assert made.openings.statistics() == ()
 
 
-def test_a_file_opened_before_the_restore_and_dropped_after_it_counts_for_nothing(path: str) -> None:
-    made = Recording()
+def test_a_file_opened_before_the_restore_and_dropped_after_it_counts_for_nothing(twin: str, path: str) -> None:
+    made = Recording(twin)
     made.patches.apply()
     file = open(path)
     made.patches.restore()
@@ -441,9 +467,9 @@ def test_a_file_opened_before_the_restore_and_dropped_after_it_counts_for_nothin
     assert made.errors == []
 
 
-def test_an_error_of_ours_is_counted_and_the_file_is_the_users(path: str) -> None:
+def test_an_error_of_ours_is_counted_and_the_file_is_the_users(twin: str, path: str) -> None:
     class Broken(Openings):
-        def record_of(self, *_: Any) -> Any:
+        def record_at(self, *_: Any) -> Any:
             raise RuntimeError("ours")
 
         def collected_unclosed(self, *_: Any) -> Any:
@@ -455,23 +481,27 @@ def test_an_error_of_ours_is_counted_and_the_file_is_the_users(path: str) -> Non
         errors.append(f"{border} {error}")
         raise RuntimeError("even here")
 
-    replacement = files.Open(_real.open_file, Broken(), on_error)
+    openings = Broken()
+    replacement = stand_in(twin, openings, on_error)
 
     with replacement(path) as file:
         assert file.read() == "one\ntwo\n"
+    openings.stop()
     assert errors == ["files ours"]
 
 
 @pytest.mark.parametrize("arguments", [("r",), ("rb", 0)])
-def test_an_error_of_ours_in_a_finalizer_is_counted(path: str, arguments: tuple[Any, ...]) -> None:
+def test_an_error_of_ours_in_a_finalizer_is_counted(twin: str, path: str, arguments: tuple[Any, ...]) -> None:
     class Broken(Openings):
         def collected_unclosed(self, *_: Any) -> Any:
             raise RuntimeError("ours")
 
     errors: list[str] = []
-    replacement = files.Open(_real.open_file, Broken(), lambda border, error: errors.append(f"{border} {error}"))
+    openings = Broken()
+    replacement = stand_in(twin, openings, lambda border, error: errors.append(f"{border} {error}"))
 
     replacement(path, *arguments)
+    openings.stop()
 
     assert errors == ["files ours"]
 
@@ -479,9 +509,13 @@ def test_an_error_of_ours_in_a_finalizer_is_counted(path: str, arguments: tuple[
 def test_the_result_of_a_foreign_open_is_passed_on_untouched() -> None:
     foreign = object()
     openings = Openings()
-    replacement = files.Open(lambda *_: foreign, openings, lambda *_: None)
+    hook = files.Open(lambda *_: foreign, openings, lambda *_: None)
+    hook.start()
+    replacement = hook.replacement()
 
+    assert replacement is hook  # also where the core has a function: that one stands in for one that it knows
     assert replacement("x") is foreign
+    openings.stop()
     assert openings.statistics() == ()
 
 
@@ -498,6 +532,170 @@ def test_the_child_of_a_fork_does_not_count_the_parents_files(recording: Recordi
     file.close()
 
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_child_of_a_fork_counts_what_it_opens_at_a_line_that_the_parent_knew(
+    recording: Recording, path: str
+) -> None:
+    def opened() -> Any:
+        return open(path)
+
+    file = opened()
+    child = os.fork()
+    if child == 0:
+        recording.openings.after_fork_in_child()
+        kept = opened()
+        opened()
+        os._exit(10 * len(recording.unclosed()) + recording.open_here() + kept.closed)
+    _, status = os.waitpid(child, 0)
+    file.close()
+
+    assert os.waitstatus_to_exitcode(status) == 11
+
+
+def test_a_profiler_sees_one_call_of_open(recording: Recording, path: str) -> None:
+    seen: list[str] = []
+
+    def profile(_frame: Any, event: str, argument: Any) -> None:
+        if event == "c_call":
+            seen.append(argument.__qualname__)
+
+    def call() -> None:
+        sys.setprofile(profile)
+        open(path).close()
+        sys.setprofile(None)
+
+    for _ in range(20):  # also when the interpreter has learned what is called here
+        seen.clear()
+        call()
+
+        assert seen.count("open") == 1
+
+
+def test_one_line_is_one_site_also_when_the_interpreter_has_learned_what_it_calls(
+    recording: Recording, path: str
+) -> None:
+    for _ in range(1000):
+        open(path, "rb").close()
+
+    here = [figures for figures in recording.openings.statistics() if "learned" in figures.site.function]
+
+    assert [(figures.opened, figures.closed) for figures in here] == [(1000, 1000)]
+
+
+def test_what_is_closed_leaves_nothing_behind(recording: Recording, path: str) -> None:
+    def many(times: int) -> None:
+        for _ in range(times):
+            open(path).close()
+            open(path, "rb", buffering=0).close()
+
+    many(100)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    many(2000)
+    gc.collect()
+
+    assert sys.getallocatedblocks() - before < 1000
+    assert recording.open_here() == 0
+
+
+def test_a_mark_that_somebody_kept_is_harmless(recording: Recording, path: str) -> None:
+    file: Any = open(path)
+    mark = vars(file.buffer.raw)["_dealloc_warn"]
+    was_open = mark.is_open()
+    references = weakref.getweakrefs(file.buffer.raw)
+    file.close()
+    del file
+
+    assert (was_open, mark.is_open()) == (True, False)
+    assert mark() is None
+    assert mark(object()) is None
+    assert mark(*references) is None
+    assert recording.unclosed() == []
+
+
+def test_the_callback_of_a_mark_can_be_called_by_anybody(recording: Recording, path: str) -> None:
+    file: Any = open(path)
+    for reference in weakref.getweakrefs(file.buffer.raw):
+        vars(file.buffer.raw)["_dealloc_warn"](reference)
+
+    assert file.read() == "one\ntwo\n"
+    file.close()
+    assert recording.open_here() == 0
+
+
+@pytest.mark.parametrize("arguments", [("r",), ("rb", 0)])
+def test_a_file_that_a_destructor_brings_back_is_closed_and_found_once(
+    recording: Recording, path: str, arguments: tuple[Any, ...]
+) -> None:
+    kept: list[Any] = []
+
+    class Owner:
+        def __init__(self) -> None:
+            self.me = self
+            self.file = open(path, *arguments)
+
+        def __del__(self) -> None:
+            kept.append(self.file)
+
+    Owner()
+    gc.collect()
+
+    assert [file.closed for file in kept] == [True]
+    kept.clear()
+    gc.collect()
+    assert [event.count for event in recording.unclosed()] == [1]
+
+
+def test_files_of_many_threads_are_counted_one_by_one(recording: Recording, path: str) -> None:
+    def work() -> None:
+        for number in range(200):
+            file = open(path, "rb")
+            if number % 10:
+                file.close()
+            del file
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [event.count for event in recording.unclosed()] == [80]
+    figures = [f for f in recording.openings.statistics() if f.site.function.split(".")[-1] == "work"]
+    assert [(f.opened, f.closed, f.open) for f in figures] == [(800, 720, 0)]
+
+
+def test_who_cannot_say_whether_to_ignore_does_not_cost_the_user_the_file(twin: str, path: str) -> None:
+    def broken() -> bool:
+        raise RuntimeError("ours")
+
+    errors: list[str] = []
+    openings = Openings()
+    hook = files.Open(_real.open_file, openings, lambda border, error: errors.append(f"{border} {error}"), broken)
+    hook.start()
+    replacement = hook.replacement() if twin == "c" else hook
+
+    with replacement(path) as file:
+        assert file.read() == "one\ntwo\n"
+    openings.stop()
+    assert errors == ["files ours"]
+
+
+def test_an_interruption_of_the_program_inside_of_us_is_the_programs(twin: str, path: str) -> None:
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    openings = Openings()
+    hook = files.Open(_real.open_file, openings, lambda *_: None, interrupted)
+    hook.start()
+    replacement = hook.replacement() if twin == "c" else hook
+
+    with pytest.raises(KeyboardInterrupt):
+        replacement(path)
+    openings.stop()
 
 
 # Warnings and tracebacks of whole programs.
@@ -576,6 +774,44 @@ warnings._showwarnmsg_impl = show_message
 def drop(): open(sys.argv[1])
 drop()
 """
+LATE = """\
+import sys, weakref
+class Late:
+    def __del__(self, open=open, path=sys.argv[1], print=print):
+        file = open(path)
+        print(file.read())
+        open(path, "rb").close()
+        open(path, "rb", 0)
+        try:
+            open(path + ".none")
+        except OSError as error:
+            print(error.errno)
+sys.late = Late()
+late = Late()
+"""
+FAIL = """\
+import sys
+def helper(path):
+    return open(
+        path,
+        "r",
+    )
+helper(sys.argv[1] + ".none")
+"""
+PROFILE = """\
+import cProfile, pstats, sys, io
+profile = cProfile.Profile()
+profile.enable()
+open(sys.argv[1]).close()
+profile.disable()
+print(sorted(key[2].replace("_io", "io") for key in pstats.Stats(profile).stats if "open" in key[2]))
+"""
+AUDIT = """\
+import sys
+sys.addaudithook(lambda event, args: print(event, args) if event == "open" and args[0] == sys.argv[1] else None)
+open(sys.argv[1]).close()
+open(file=sys.argv[1], mode="rb", buffering=0).close()
+"""
 THREAD = """\
 import sys, threading, _thread, time
 def work():
@@ -608,21 +844,28 @@ thread = threading.Thread(target=work); thread.start(); thread.join()
         pytest.param(["-Werror"], HOOKED, id="unraisable-hook"),
         pytest.param(["-Walways"], SOURCE, id="source"),
         pytest.param(["-Walways"], THREAD, id="thread-without-frames"),
+        pytest.param(["-Wdefault"], LATE, id="opened-while-the-interpreter-ends"),
+        pytest.param([], FAIL, id="traceback"),
+        pytest.param([], PROFILE, id="profile"),
+        pytest.param([], AUDIT, id="audit"),
     ],
 )
 def test_a_program_prints_the_same_with_and_without_the_hook(
-    tmp_path: Path, path: str, options: list[str], script: str
+    tmp_path: Path, twin: str, path: str, options: list[str], script: str
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(script, encoding="utf-8")
     hook, none = tmp_path / "hook", tmp_path / "none"
-    for folder, text in ((hook, HOOK), (none, "from concagent.hooks import files\n")):
+    hooked = HOOK.replace("FAST", str(twin == "c"))
+    for folder, text in ((hook, hooked), (none, "from concagent.hooks import files\n")):
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
 
     ours, plain = (_run(folder, options, program, path) for folder in (hook, none))
 
     assert "ERROR OF OURS" not in ours
+    if twin == "c":
+        assert ours == plain
     assert _without_our_frames(ours) == _without_our_frames(plain)
 
 
