@@ -520,7 +520,9 @@ note(PyObject *file, Py_ssize_t count, PyObject *names)
     }
     PyObject *raw = result != 0 ? NULL : raw_in(file);
     if (raw != NULL && (!may_borrow(count, names) || flag_of(raw, s_closefd, 0))) {
+        Py_INCREF(raw);
         result = mark_file(hook, raw, raw == file);
+        Py_DECREF(raw);
     }
     if (result < 0) {
         result = tell_failed(hook);
@@ -622,10 +624,11 @@ core_record_openings(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOp:record_openings", &hook, &ignore, &asks_by_name)) {
         return NULL;
     }
+    Py_CLEAR(opening.hook); /* whatever runs when the sites of the last one go, is not noted at them */
+    forget_sites();
     opening.asks_by_name = (char)asks_by_name;
     Py_XSETREF(opening.ignore, ignore == Py_None ? NULL : Py_NewRef(ignore));
     Py_XSETREF(opening.hook, Py_NewRef(hook));
-    forget_sites();
     Py_RETURN_NONE;
 }
 
