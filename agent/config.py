@@ -24,12 +24,13 @@ Limits     that a directory exists, an address is ours or a port is free is foun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from concagent.errors import ConfigError
 from concagent.optiontypes import MAX_SECONDS as MAX_SECONDS
 from concagent.optiontypes import Address, Choice, Choices, Duration, Integer, PathName, SignalName, Switch, Urls
 from concagent.optiontypes import NotAllowedError as NotAllowedError
+from concagent.tuples import NamedTuple
 from concagent.words import KINDS
 
 if TYPE_CHECKING:

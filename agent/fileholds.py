@@ -24,9 +24,10 @@ Cost       a lock that is taken: one ``fstat`` and a look at its caller.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

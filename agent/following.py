@@ -27,7 +27,6 @@ Cost       some microseconds for each process that is started, and in the child 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,8 +45,6 @@ NAMES: Final = (b"PYTHONPATH", VARIABLE.encode())  # what a child's environment 
 _VARIABLE: Final = VARIABLE.encode() + b"="
 _PYTHONPATH: Final = b"PYTHONPATH="
 _PATHS: Final = ("findings", "suppressions", "report_dir")
-# Looked for late, as strings: most programs start no process.
-_PYTHON: Final = rb"python[0-9.]*[a-z]?(-dbg)?"
 _TRACKER: Final = b"from multiprocessing.resource_tracker import "
 _TAKES_ANOTHER: Final = (b"--check-hash-based-pycs",)
 _SHEBANG_BYTES: Final = 256
@@ -150,7 +147,11 @@ def wants(programs: Sequence[Any], arguments: Sequence[Any], *, inherited: bool)
 
 
 def _is_python(name: bytes) -> bool:
-    return re.fullmatch(_PYTHON, name) is not None or name == os.fsencode(os.path.basename(sys.executable or "python"))
+    # python, python3, python3.13, python3.13t, python3.13d-dbg
+    rest = name.removesuffix(b"-dbg")
+    rest = rest[:-1] if rest[-1:].islower() and rest != b"python" else rest
+    numbered = rest.startswith(b"python") and not rest[6:].strip(b"0123456789.")
+    return numbered or name == os.fsencode(os.path.basename(sys.executable or "python"))
 
 
 def _wants_none_of_it(words: Sequence[bytes]) -> bool:

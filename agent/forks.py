@@ -14,9 +14,10 @@ Cost       nothing is held by others, as nearly always: a look at the records.  
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -32,9 +32,10 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from concagent import _real
+from concagent.tuples import NamedTuple
 
 # Sites that are none: file and function are called so, the line is 0.
 OTHER: Final = "other"

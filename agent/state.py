@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from concagent import _real, core, interruptions
 from concagent.discipline import discipline
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -186,8 +186,10 @@ def make_room_for_cells(*classes: Any) -> None:
     been made (CPython 3.11+); who adds a name later gets a dictionary and loses the interpreter's shortcuts.
     """
     for cls in classes:
-        with suppress(AttributeError, TypeError):  # somebody put something else there: it may be slower, that is all
+        try:
             object.__setattr__(cls.__new__(cls), CELL, None)
+        except (AttributeError, TypeError):  # somebody put something else there: it may be slower, that is all
+            continue
 
 
 # ---------------------------------------------------------------- actors and resources that the core does not know

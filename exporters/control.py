@@ -27,9 +27,8 @@ import _socket
 import contextlib
 import errno
 import os
-import re
 import stat
-import struct
+import sys
 from typing import TYPE_CHECKING, Final
 
 from concagent import _real
@@ -48,12 +47,11 @@ COMMANDS: Final = ("report-text", "report-json", "report-dot", "report-svg", "sn
 
 _MAX_COMMAND_BYTES: Final = 64
 _MAX_PATH_BYTES: Final = 107
-# Strings, compiled at their first use.
-_COMMAND: Final = r"[a-z][a-z0-9-]{0,62}"
-_HEADER: Final = rb"(ok|error) ([0-9]{1,12})\n"
+_COMMAND_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789-"
 _MAX_HEADER_BYTES: Final = 32
-_SOCKET_NAME: Final = r"([0-9]{1,10})\.sock"
-_CREDENTIALS: Final = struct.Struct("3i")
+_MAX_LENGTH_DIGITS: Final = 12
+_MAX_PID_DIGITS: Final = 10
+_CREDENTIALS_BYTES: Final = 12  # pid, uid, gid: three ints
 _SEND_FLAGS: Final[int] = getattr(_socket, "MSG_NOSIGNAL", 0)
 
 
@@ -201,7 +199,7 @@ class ControlServer:
             ConfigError: The socket cannot be made.
         """
         for word in commands:
-            if not re.fullmatch(_COMMAND, word):
+            if not word[:1].islower() or word.strip(_COMMAND_LETTERS) or len(word) >= _MAX_COMMAND_BYTES:
                 raise ConfigError(f"{word!r} cannot be a command of the control socket", option="socket")
         self._directory = directory
         self._commands = dict(commands)
@@ -379,8 +377,8 @@ def _peer_uid(connection: _socket.socket) -> int | None:
     option = getattr(_socket, "SO_PEERCRED", None)
     if option is None:
         return None
-    raw = connection.getsockopt(_socket.SOL_SOCKET, option, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(raw)[1])
+    raw = connection.getsockopt(_socket.SOL_SOCKET, option, _CREDENTIALS_BYTES)
+    return int.from_bytes(raw[4:8], sys.byteorder, signed=True)
 
 
 def _may_ask(connection: _socket.socket) -> bool:
@@ -409,6 +407,27 @@ def _reachable(directory: str, name: str) -> Iterator[str]:
         os.close(descriptor)
 
 
+def _number(digits: str, most: int) -> int | None:
+    """Return the number that so many decimal digits say, None for anything else."""
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= most else None
+
+
+def _pid_of(name: str) -> int | None:
+    """Return the process whose socket has this name, None for another file."""
+    stem = name.removesuffix(".sock")
+    return None if stem == name else _number(stem, _MAX_PID_DIGITS)
+
+
+def _header_of(data: bytes) -> tuple[str, int, int] | None:
+    """Return how an answer begins: ``ok`` or ``error``, where the body begins, and how long it is; None if not so."""
+    line, newline, _ = data.partition(b"\n")
+    kind, _, digits = line.decode("latin-1").partition(" ")
+    length = _number(digits, _MAX_LENGTH_DIGITS)
+    if not newline or kind not in {"ok", "error"} or length is None:
+        return None
+    return kind, len(line) + 1, length
+
+
 def _remove_stale(directory: str, own: int | None = None) -> None:
     """Remove the sockets of processes that are gone; what cannot be read or removed stays."""
     try:
@@ -416,10 +435,9 @@ def _remove_stale(directory: str, own: int | None = None) -> None:
     except OSError:
         return
     for name in names:
-        match = re.fullmatch(_SOCKET_NAME, name)
-        if match is None:
+        pid = _pid_of(name)
+        if pid is None:
             continue
-        pid = int(match[1])
         if pid == own or not _exists(pid):
             with contextlib.suppress(OSError, ValueError):
                 _remove_if_stale(directory, name)
@@ -513,11 +531,10 @@ def has_socket(pid: int) -> bool:
 
 def listening() -> list[int]:
     """Return the processes of this user that seem to listen, where this process would."""
-    found = set()
+    found: set[int] = set()
     for directory in _directories(os.environ, os.geteuid()):
         with contextlib.suppress(OSError):
-            matches = [re.fullmatch(_SOCKET_NAME, name) for name in os.listdir(directory)]
-            found |= {int(match[1]) for match in matches if match is not None}
+            found |= {pid for pid in map(_pid_of, os.listdir(directory)) if pid is not None}
     return sorted(pid for pid in found if _exists(pid))
 
 
@@ -537,7 +554,7 @@ def _ask(directory: str, pid: int, command: str, timeout: float, owner: int | No
             connection.sendall(command.encode("ascii") + b"\n", _SEND_FLAGS)
         data = bytearray()
         header = None
-        while header is None or len(data) < header.end() + int(header[2]):
+        while header is None or len(data) < header[1] + header[2]:
             left = (deadline - _real.monotonic_ns()) / 1e9
             if left <= 0:
                 raise TimeoutError
@@ -546,11 +563,11 @@ def _ask(directory: str, pid: int, command: str, timeout: float, owner: int | No
             if not chunk:
                 raise NoAnswerError(f"process {pid} hung up in the middle of its answer")
             data += chunk
-            header = header or re.match(_HEADER, bytes(data[:_MAX_HEADER_BYTES]))
+            header = header or _header_of(bytes(data[:_MAX_HEADER_BYTES]))
             if header is None and len(data) >= _MAX_HEADER_BYTES:
                 raise NoAnswerError(f"what listens for process {pid} is not concagent")
-        body = bytes(data[header.end() : header.end() + int(header[2])])
-        if header[1] == b"error":
+        body = bytes(data[header[1] : header[1] + header[2]])
+        if header[0] == "error":
             raise NoAnswerError(f"process {pid}: {body.decode('utf-8', 'replace')}")
         return body
     finally:

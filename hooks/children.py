@@ -23,10 +23,11 @@ import io
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType

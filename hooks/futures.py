@@ -36,10 +36,11 @@ import sys
 import types
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -19,10 +19,11 @@ Sources    CPython Lib/importlib/_bootstrap.py, ``_ModuleLock``: the table maps 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
 from concagent.hooks.patching import PatchSet, Switch
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -167,15 +167,26 @@ def _adopt_queues(alone: bool) -> None:
     """Give queues that exist, are free and have no waiters a mutex of ours; their three conditions share it."""
     if not alone:
         return
+    # By type: `isinstance` asks an object that is none for its ``__class__``, and that runs the code of proxies.
+    kinds = _with_derived(queue.Queue)
     for found in gc.get_objects():
-        if isinstance(found, queue.Queue) and type(getattr(found, "mutex", None)) is _real.LockType:
+        if type(found) in kinds and type(getattr(found, "mutex", None)) is _real.LockType:
             conditions = (found.not_empty, found.not_full, found.all_tasks_done)
             plain = all(type(c) is threading.Condition and c._lock is found.mutex for c in conditions)  # type: ignore[attr-defined]
-            if plain and _is_free(found.mutex) and not any(c._waiters for c in conditions):  # type: ignore[attr-defined]
+            if plain and _is_free(found.mutex) and not any(c._waiters for c in conditions):
                 found.mutex = core.Lock() if core.INSTANTIABLE else core.allocate_lock()
                 found.not_empty = _real.Condition(found.mutex)
                 found.not_full = _real.Condition(found.mutex)
                 found.all_tasks_done = _real.Condition(found.mutex)
+
+
+def _with_derived(base: type) -> set[type]:
+    """Return a class and all that are derived from it."""
+    kinds = {base}
+    derived: type
+    for derived in type.__subclasses__(base):
+        kinds |= _with_derived(derived)
+    return kinds
 
 
 def _count_known_untracked() -> int:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, state
 from concagent.hooks.children import SETTLE_NS, pipe_of, read_file
 from concagent.hooks.patching import PatchSet, Switch
+from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import stat
@@ -494,3 +495,53 @@ def test_the_demo_shows_a_deadlock_and_ends_by_itself(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "DEADLOCK, proven" in done.stderr
     assert "with audit:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.sock",
+        "1234567890.sock",
+        "12345678901.sock",
+        ".sock",
+        "x.sock",
+        "1.sock.sock",
+        "1sock",
+        "\u0661.sock",
+        "-1.sock",
+    ],
+)
+def test_sockets_are_told_from_other_files_by_their_names(name: str) -> None:
+    match = re.fullmatch(r"([0-9]{1,10})\.sock", name)
+
+    assert control._pid_of(name) == (None if match is None else int(match[1]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            b"ok 5\nhello",
+            b"error 12\n",
+            b"ok 5",
+            b"ok  5\n",
+            b"ok -5\n",
+            b"okay 5\n",
+            b"ok 1234567890123\n",
+            b"\n",
+            b"",
+        ),
+        *(b"ok \xb2\n", b"ok 5 \n", b" ok 5\n", b"ok 123456789012\nx"),
+    ],
+)
+def test_the_head_of_an_answer_is_read_as_it_is_meant(data: bytes) -> None:
+    match = re.match(rb"(ok|error) ([0-9]{1,12})\n", data)
+    meant = None if match is None else (match[1].decode(), match.end(), int(match[2]))
+
+    assert control._header_of(data) == meant
+
+
+@pytest.mark.parametrize("word", ["", "A", "1a", "a_b", "a b", "\u00e9", "a\u00e9", "a" * 64, "-a"])
+def test_words_that_cannot_be_commands_are_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be a command"):
+        control.ControlServer(str(tmp_path), os.getpid(), {word: lambda: b""})

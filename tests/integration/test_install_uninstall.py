@@ -230,3 +230,20 @@ def test_importing_patches_nothing_and_loads_nothing_heavy() -> None:
     assert (status, err) == (0, "")
     assert out.splitlines()[0].startswith("[] <")
     assert out.splitlines()[1] == "[]"
+
+
+def test_install_loads_neither_regular_expressions_nor_the_other_twin() -> None:
+    code = """
+        import signal, sys, typing  # what these load is theirs
+        names = ("re", "dataclasses", "inspect", "logging", "traceback", "opcode")
+        for name in names:
+            sys.modules.pop(name, None)  # the start of the interpreter may have loaded it
+        import concagent
+        concagent.install(stderr=False, log=False)
+        from concagent import core
+        print([name for name in names if name in sys.modules and (name != "opcode" or core.NAME == "c")])
+        print(("concagent._pycore" in sys.modules) == (core.NAME == "python"))
+        """
+    status, out, err = run(code, prelude="")
+
+    assert (status, out, err) == (0, "[]\nTrue\n", "")

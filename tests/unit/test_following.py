@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,3 +133,37 @@ def test_what_a_child_finds_first_can_be_read_by_the_oldest_python() -> None:
     newer = (ast.JoinedStr, ast.AnnAssign, ast.AsyncFunctionDef, ast.Nonlocal, ast.NamedExpr, ast.arg)
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, newer) and getattr(node, "annotation", 1)]
     assert os.listdir(following.FOLDER).count("sitecustomize.py") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "python",
+            "python3",
+            "python3.13",
+            "python3.13t",
+            "pythonw",
+            "python3.12-dbg",
+            "python3.13d-dbg",
+            "python-dbg",
+        ),
+        *(
+            "",
+            "p",
+            "pytho",
+            "pythonic",
+            "python3-config",
+            "python3.13tt",
+            "-dbg",
+            "python-dbg-dbg",
+            "Python",
+            "ipython",
+        ),
+        *("pythonW", "python3.1\u00e9", "python3,1", "python\n", "python3\n", "dpython"),
+    ],
+)
+def test_what_is_called_like_a_python_is_one(name: str) -> None:
+    called_so = re.fullmatch(rb"python[0-9.]*[a-z]?(-dbg)?", name.encode()) is not None
+
+    assert following._is_python(name.encode()) == called_so

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from concagent.errors import PatchError
+from concagent.hooks import patching
 from concagent.hooks.patching import Patch, PatchSet, Switch
 
 
@@ -322,6 +323,48 @@ def test_alias_scan_also_undoes_copies_taken_meanwhile(module: types.ModuleType)
     patches.restore()
 
     assert module.late is original
+
+
+def test_all_scans_go_through_the_modules_once(module: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, looks = object(), object(), []
+    module.one, module.two, module.three = first, second, first  # type: ignore[attr-defined]
+    monkeypatch.setattr(patching, "_copies", lambda wanted, look=patching._copies: looks.append(1) or look(wanted))
+    patches = PatchSet()
+    patches.add_alias_scan(first, "ours")
+    patches.add(Patch(module, "made_later", "x", "later"))
+    patches.add_alias_scan(second, "ours, too")
+    module.made_later = second  # type: ignore[attr-defined]
+
+    patches.apply()
+    applied = vars(module).copy()
+    patches.restore()
+
+    assert [applied[name] for name in ("one", "two", "three", "made_later")] == ["ours", "ours, too", "ours", "x"]
+    assert (module.one, module.two, module.three, module.made_later) == (first, second, first, second)
+    assert len(looks) == 2
+
+
+def test_a_scan_that_cannot_replace_a_copy_undoes_those_before(module: types.ModuleType) -> None:
+    class Fails:
+        label = "fails"
+
+        def apply(self) -> None:
+            raise RuntimeError("no")
+
+        def restore(self) -> None:
+            raise AssertionError
+
+    original = object()
+    module.one = original  # type: ignore[attr-defined]
+    patches = PatchSet()
+    patches.add_alias_scan(original, "ours")
+    patches.add(Fails())
+
+    with pytest.raises(PatchError):
+        patches.apply()
+
+    assert module.one is original
+    assert not patches.applied
 
 
 def test_alias_scan_skips_named_modules_and_our_own(module: types.ModuleType) -> None:
