@@ -21,25 +21,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, calls, contexts, core, forks, graph, recovery, snapshots, state, suppressions
-from concagent.detectors import context, deadlock, forked, misuse, orphan, slow
+from concagent import _real, contexts, core, forks, graph, recovery, snapshots, state, suppressions
+from concagent.detectors import context, deadlock, forked, misuse, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
 from concagent.model import serial_of
+from concagent.orphans import GRACE_NS, HAND_OVER_NS, Orphans, habit_of
 from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
 from concagent.told import Told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from concagent.config import Config
     from concagent.model import Finding, Snapshot
 
 QUIET_NS: Final = 5_000_000_000  # between two looks at a program in which nothing changes
-GRACE_NS: Final = 400_000_000  # for a release that comes just after the thread's end
-HAND_OVER_NS: Final = 900_000_000  # the same for a lock that may have been meant for another thread to release
 _CANCEL_DOUBT: Final = "one of these tasks may be cancelled by somebody who knows it, though nobody has so far"
-_DOUBT: Final = "a thread that is still alive could release this lock, though none has so far"
 
 _FILE_DOUBT: Final = "a live thread could still unlock or close the locked file, though none has"
 
@@ -80,10 +78,10 @@ class Judge:
         self._told_waits = Told()
         self._told_long: set[tuple[int, int]] = set()
         self._told_holds: set[tuple[int, int]] = set()
-        self._told_orphans = Told()
         self._seen: Any = None
         self._look_ns = 0
         self._stalls = Stalls(config, publish, look_later, self._told_waits, self._told_rings)
+        self._orphans = Orphans(config, publish, self._told_waits, agent_idents)
 
     # ------------------------------------------------------------ on a victim's thread
 
@@ -129,11 +127,11 @@ class Judge:
                 self._look_later(event.time_ns + patience_ns, event)
         elif isinstance(event, state.MisuseEvent):
             if event.detail == "exit-held":
-                habit = _habit(event.cell, event.hold)
+                habit = habit_of(event.cell, event.hold)
                 patience_ns = 0 if habit == "owned" else GRACE_NS if habit in {"finally", "later"} else HAND_OVER_NS
                 if habit != "try":  # a flag that was raised stays up
                     self._look_later(event.time_ns + patience_ns, event)
-            elif event.detail == "destroy-held" and _habit(event.cell, event.hold) == "try":
+            elif event.detail == "destroy-held" and habit_of(event.cell, event.hold) == "try":
                 return  # ``if not self._closed.acquire(False): return``
             else:
                 self._publish_misuse(event)
@@ -149,8 +147,8 @@ class Judge:
         if isinstance(event, state.MisuseEvent):
             if event.cell.hold is not event.hold or event.cell.cls.signal:
                 return  # handed over after all
-            habit = _habit(event.cell, event.hold)
-            if habit == "lent" or (habit == "bare" and self._may_somebody_release(())):
+            habit = habit_of(event.cell, event.hold)
+            if habit == "lent" or (habit == "bare" and self._orphans.may_somebody_release(())):
                 return  # whoever waits for it will be told of
             self._publish_misuse(event)
         elif isinstance(event, state.ForkEvent):
@@ -165,7 +163,7 @@ class Judge:
         elif isinstance(event, ResidueLook):
             self._stalls.look_again(event)
             return
-        self._look_for_orphans()
+        self._orphans.look()
 
     def _publish_misuse(self, event: state.MisuseEvent) -> None:
         picture = snapshots.of_event(event)
@@ -277,7 +275,7 @@ class Judge:
         self._stalls.look(picture, now_ns)
         self._look_for_slow(picture)
         if any(actor.state == "ended" for actor in picture.actors):
-            self._look_for_orphans()
+            self._orphans.look()
 
     def _look_at_task_rings(self, picture: Snapshot) -> None:
         """Report rings with tasks: no walk finds them, since a task that begins to wait does not tell us."""
@@ -322,75 +320,10 @@ class Judge:
             actors = tuple(_with_stack(actor, stacks.get(actor.id, ())) for actor in finding.actors)
             self._publish(finding.with_changes(actors=actors))
 
-    def _look_for_orphans(self) -> None:
-        """Report who waits for a lock whose holder has ended.
-
-        A plain Lock that was taken to be given back by another thread looks like an orphan, too.  So unless the code shows
-        that its holder meant to release it, or nobody is left who could, it is given the time of a hand-over.  Where a live
-        thread may well release it, it is a suspicion until nobody is left: a flag, taken without waiting; a block that was
-        entered and not left, by a generator or an exit stack that anybody may close; and a lock while a running
-        function, or one that it leads to, has a ``release`` without an ``acquire``.
-        """
-        picture = snapshots.take()
-        waiting = {edge.actor: edge for edge in picture.requests}
-        judged = with_handlers(picture)
-        stuck = frozenset[int]() if judged.foreign_threads else graph.reduce(judged)
-        habits = self._habits_of_the_ended()
-        proven, suspected = set(), set()
-        may_release: bool | None = None
-        for serial, edge in waiting.items():
-            waited_ns = picture.monotonic_ns - edge.since_ns
-            wait, habit = (serial, edge.epoch), habits.get(edge.resource)
-            if habit is None or waited_ns < GRACE_NS // 2 or self._told_orphans.covers([wait], proven=True):
-                continue
-            if habit in {"owned", "finally", "later"} or serial in stuck:
-                proven.add(serial)
-                continue
-            if habit == "bare" and waited_ns >= HAND_OVER_NS:
-                if may_release is None:
-                    may_release = self._may_somebody_release({w for w, e in waiting.items() if e.resource in habits})
-                if not may_release:
-                    proven.add(serial)
-                    continue
-            if wait not in self._told_orphans and waited_ns >= self.config.stall_after * 1e9:
-                suspected.add(serial)
-        self._publish_orphans(picture, frozenset(proven), None)
-        self._publish_orphans(picture, frozenset(suspected), _DOUBT)
-
-    def _may_somebody_release(self, waiting: Collection[int]) -> bool:
-        """Return whether a thread but these runs a function that looks as if it releases what others have taken."""
-        not_asked = {record.ident for record in core.records() if record.serial in waiting} | self._agent_idents
-        frames = [frame for ident, frame in _real.current_frames().items() if ident not in not_asked]
-        return any(calls.may_hand_over(frame) for frame in frames)
-
-    def _habits_of_the_ended(self) -> dict[int, str]:
-        """Return lock -> what is known of who was to release it, for the locks of threads that have ended."""
-        return {
-            cell.serial: _habit(cell, cell.hold)
-            for record in core.records()
-            if record.ended
-            for cell in record.held
-            if cell.hold is not None
-        }
-
-    def _publish_orphans(self, judged: Snapshot, serials: frozenset[int], doubt: str | None) -> None:
-        if not serials or not orphan.orphan_findings(judged, serials):
-            return
-        ended = {actor.serial for actor in judged.actors if actor.state == "ended"}
-        picture = snapshots.take(stacks=serials | ended, stack_limit=self.config.stack_depth)
-        epochs = epochs_of(judged)
-        for finding in orphan.orphan_findings(picture, serials):
-            members = {serial_of(a.id) for a in finding.actors if a.role == "member"}
-            keys = {(s, epochs[s]) for s in members if s in epochs}
-            self._told_orphans.add(keys, proven=doubt is None)
-            self._told_waits.add(keys, proven=doubt is None)
-            told = finding.with_changes(confidence="suspected", reason=doubt) if doubt else finding
-            self._publish(told)
-
     def _forget_told(self, waiting: frozenset[tuple[int, int]]) -> None:
         """Drop what concerns waits that are over, so that these sets stay as small as the number of blocked threads."""
         self._told_waits.forget(waiting)
-        self._told_orphans.forget(waiting)
+        self._orphans.forget(waiting)
         for told in (self._told_rings, self._told_long, self._pending):
             if len(told) > 256:
                 told &= waiting
@@ -428,16 +361,6 @@ class Judge:
         rings = [ring for ring in graph.find_rings(picture) if deadlock.is_proven(judged, ring)]
         in_rings = {serial for ring in rings for serial in ring}
         return len(in_rings), len(rings)
-
-
-def _habit(cell: Any, hold: Any) -> str:
-    """Return what is known of who was to release a hold whose thread has ended, or nothing is running of."""
-    if hold is None:
-        return "bare"
-    inherited = forks.inherited(cell, hold)
-    if inherited is not None:
-        return inherited.discipline() if inherited.is_mutex() else "try"
-    return "lent" if cell.kind == "lock" and hold[3] else state.hold_discipline(cell, hold)
 
 
 def _state_of_things(records: Sequence[Any]) -> tuple[tuple[Any, ...], int]:
