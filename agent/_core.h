@@ -284,6 +284,8 @@ PyObject *core_signal_unregister(PyObject *module, PyObject *args);
 /* _core_sync.c */
 int Sync_init(PyObject *module);
 PyObject *core_configure_sync(PyObject *module, PyObject *args);
+PyObject *core_configure_not_owned(PyObject *module, PyObject *hook);
+int Sync_not_owned(void);
 PyObject *core_find_cell(PyObject *module, PyObject *args);
 PyObject *core_keep_cell(PyObject *module, PyObject *args);
 PyObject *core_sync_method(PyObject *module, PyObject *args);

@@ -10,21 +10,6 @@
  */
 #include "_core_sync.h"
 
-/* Return an attribute, NULL if there is none; borrowed: the object keeps it, and nothing runs while we look.  What
- * nobody keeps (a property's result) is none. */
-static PyObject *
-peek(PyObject *object, PyObject *name)
-{
-    PyObject *value = attribute(object, name);
-    if (value == NULL) {
-        PyErr_Clear();
-        return NULL;
-    }
-    int is_kept = Py_REFCNT(value) > 1;
-    Py_DECREF(value);
-    return is_kept ? value : NULL;
-}
-
 /* Who has permits of a semaphore; all is borrowed. */
 typedef struct {
     PyObject *cell;

@@ -77,7 +77,10 @@ RLock_exit(Lock *self, PyObject *const *Py_UNUSED(args), Py_ssize_t count)
 static PyObject *
 RLock_is_owned(Lock *self, PyObject *Py_UNUSED(none))
 {
-    return PyBool_FromLong(self->locked && is_ours(self, tls_record));
+    if (LIKELY(self->locked && is_ours(self, tls_record))) {
+        Py_RETURN_TRUE;
+    }
+    return Sync_not_owned() < 0 ? NULL : Py_NewRef(Py_False);
 }
 
 static PyObject *

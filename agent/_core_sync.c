@@ -310,11 +310,9 @@ core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
         const char *name;
         vectorcallfunc call;
     } kinds[] = {
-        {"wait", wait_call},
-        {"acquire", acquire_call},
-        {"release", release_call},
-        {"bounded_release", bounded_release_call},
-        {"simple_get", simple_get_call},
+        {"wait", wait_call},         {"acquire", acquire_call},
+        {"release", release_call},   {"bounded_release", bounded_release_call},
+        {"is_owned", is_owned_call}, {"simple_get", simple_get_call},
     };
     const char *name;
     PyObject *function, *original;

@@ -23,6 +23,7 @@ typedef struct {
     PyObject *cell_of; /* owned: (condition, object, what `outer` says) -> cell or None; does not raise */
     PyTypeObject *condition, *semaphore, *bounded; /* owned */
     PyObject *simple_get, *empty;                  /* owned: the original of SimpleQueue, and what it raises */
+    PyObject *not_owned;                           /* owned: to be called where a lock is not its asker's */
     struct {
         PyObject *code; /* owned */
         PyObject *kind; /* owned: the wait is for the `self` of this code; None: such a wait ends by itself */
@@ -38,6 +39,9 @@ PyObject *acquire_call(PyObject *callable, PyObject *const *args, size_t nargsf,
 PyObject *release_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
 PyObject *bounded_release_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
 
+/* _core_owned.c */
+PyObject *is_owned_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
+
 /* _core_simplequeue.c */
 PyObject *simple_get_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
 
@@ -47,6 +51,21 @@ static inline PyObject *
 attribute(PyObject *object, PyObject *name)
 {
     return _PyObject_GenericGetAttrWithDict(object, name, NULL, 1);
+}
+
+/* Return an attribute, NULL if there is none; borrowed: the object keeps it, and nothing runs while we look.  What
+ * nobody keeps (a property's result) is none. */
+static inline PyObject *
+peek(PyObject *object, PyObject *name)
+{
+    PyObject *value = attribute(object, name);
+    if (value == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    int is_kept = Py_REFCNT(value) > 1;
+    Py_DECREF(value);
+    return is_kept ? value : NULL;
 }
 
 #if defined(__GNUC__)

@@ -57,7 +57,7 @@ class Core:
     """What changes in the whole twin.  One object, so that all its files see the same."""
 
     __slots__ = (
-        "class_limit", "ending", "interrupted", "listener", "main_ident", "order_dropped", "recording", "totals_lock",
+        "class_limit", "ending", "interrupted", "listener", "main_ident", "not_owned", "order_dropped", "recording", "totals_lock",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -66,6 +66,7 @@ class Core:
         self.class_limit = 8191
         self.main_ident = 0  # of the thread that runs signal handlers
         self.ending = False  # the interpreter is about to end
+        self.not_owned: Callable[[], object] = bool  # to be called where a lock is not its asker's
         self.order_dropped = 0
         self.interrupted = False  # some lock was taken by code that the interpreter called
         self.totals_lock = _real.allocate_lock()  # for `_pyclass.totals`

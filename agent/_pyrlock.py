@@ -97,7 +97,11 @@ class RLock:
 
     def _is_owned(self) -> bool:
         hold = self._cell.state.get(0)
-        return hold is not None and hold[0].ident == _ident()
+        if hold is not None and hold[0].ident == _ident():
+            return True
+        if core.recording:
+            core.not_owned()
+        return False
 
     def _recursion_count(self) -> int:
         return self._cell.depth if self._is_owned() else 0

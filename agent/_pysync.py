@@ -13,6 +13,7 @@ from concagent._pyrecord import current_record
 from concagent._pywait import Wait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from concagent._pyrecord import ThreadRecord
@@ -27,6 +28,11 @@ def find_cell(target: Any, name: str) -> Any:
         return object.__getattribute__(target, name)
     except AttributeError:
         return None
+
+
+def configure_not_owned(hook: Callable[[], object]) -> None:
+    """Say what to call where a lock is not its asker's."""
+    core.not_owned = hook
 
 
 def keep_cell(target: Any, name: str, cell: Any) -> Any:

@@ -431,6 +431,7 @@ class Agent:
         from concagent import exporters, hooks
         from concagent.hooks import (
             children,
+            conditions,
             executions,
             filelocks,
             files,
@@ -459,6 +460,7 @@ class Agent:
                 self._patches.add(self._adoption)
         if "sync" in families:
             sync.add_patches(self._patches)
+            conditions.add_patches(self._patches)
             self._patches.add(simplequeue.Replacement())
             futures.add_patches(self._patches)
             imports.add_patches(self._patches)

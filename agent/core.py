@@ -132,6 +132,10 @@ def stop() -> None:
     rings.listen(None)
 
 
+tell_misuse = rings.tell_misuse
+configure_not_owned = implementation.configure_not_owned
+
+
 def configure_sync(
     outer: dict[Any, Any], cell_of: Callable[[Any, Any, Any], Any], condition: type, semaphore: type, bounded: type
 ) -> None:
@@ -154,8 +158,8 @@ def sync_method(name: str, hook: Any) -> Any:
     """Return what does the same as ``hook`` in less time; the hook itself where the twin has nothing faster.
 
     Args:
-        name: ``wait``, ``acquire``, ``release`` or ``bounded_release``.  ``wait`` replaces the hook, the others call it for
-            what is not a plain semaphore that was used before.
+        name: ``wait``, ``acquire``, ``release``, ``bounded_release`` or ``is_owned``.  ``wait`` replaces the hook, ``is_owned``
+            calls it where the answer may be no, the others for what is not a plain semaphore that was used before.
         hook: A function made by ``functools.wraps``: the result looks like what it wraps.
     """
     if NAME != "c":

@@ -82,6 +82,22 @@ def releases_for_others(code: CodeType) -> bool:
     return not released <= taken
 
 
+@functools.lru_cache(maxsize=256)
+def has_another_way(code: CodeType, lasti: int, method: str) -> bool:
+    """Return whether a call that raises ``RuntimeError`` is caught by a handler that calls the same method, or takes a lock."""
+    if "RuntimeError" not in code.co_names:
+        return False
+    instructions = _instructions(code)
+    other = {method, f"{method}_all", f"{method}_for", *_ACQUIRES}
+    for start, target in _handlers(code, instructions):
+        end = _end_of_handler(instructions, target)
+        if start <= lasti < target:
+            inside = [ins for ins in instructions if target <= ins.offset < end]
+            if any(ins.opname in _ATTRIBUTES and ins.argval in other for ins in inside):
+                return True
+    return False
+
+
 def _is_conditional(instructions: list[Any], start: int, end: int) -> bool:
     """Return whether a handler asks first: ``if lock.locked(): lock.release()`` reckons with somebody else's release."""
     return any(start <= ins.offset < end and "JUMP" in ins.opname and "IF" in ins.opname for ins in instructions)

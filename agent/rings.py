@@ -37,7 +37,7 @@ class Listener:
         """``record`` is about to wait for a lock whose holder has ended."""
 
     def misuse(self, detail: str, cell: Any, hold: Any, frame: FrameType | None) -> None:
-        """A wrong use: ``double-release``, ``foreign-release``, ``exit-held``, ``destroy-held``."""
+        """A wrong use: a detail of the kind ``misuse``."""
 
 
 _listener: Listener = Listener()
@@ -47,6 +47,11 @@ def listen(listener: Listener | None) -> None:
     """Tell ``listener`` of rings and orphans from now on; None for nobody."""
     global _listener
     _listener = listener if listener is not None else Listener()
+
+
+def tell_misuse(detail: str, cell: Any, frame: FrameType | None) -> None:
+    """Tell the listener of a wrong use that a hook has seen, by the thread that calls, in this frame."""
+    _listener.misuse(detail, cell, None, frame)
 
 
 def _next_step(record: Any) -> Step | None:

@@ -21,7 +21,8 @@ Sources    parking_lot core/src/parking_lot.rs (fast and exact pass); Holt, ACM 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, calls, core, forks, interruptions, lastresort, naming, state
 from concagent.model import (
@@ -150,10 +151,29 @@ def of_event(event: state.MisuseEvent) -> Snapshot:
         "ended" if record.ended else "live",
         resolve_stack(event.stack),
     )
-    builder.add_resource(event.cell, None)
+    builder.add_resource(event.cell, _User(event.stack[0][0], None) if event.stack else None)
+    builder.put_resource(_with_creation(builder.resources[event.cell.serial], event.cell))
     if event.hold is not None:
         builder.assign(event.cell, event.hold)
     return builder.build(_real.monotonic_ns(), _real.wall_seconds())
+
+
+class _User(NamedTuple):
+    """Stands for a wait where the name of what somebody uses is looked for."""
+
+    code: CodeType
+    user: None
+
+
+def _with_creation(resource: Resource, cell: Any) -> Resource:
+    """Return a condition with the place where its lock was made, if that line makes a condition: its lock is its own then."""
+    if resource.kind != "condition" or resource.created is not None:
+        return resource
+    lock = core.cell_of(getattr(cell.reference(), "_lock", None))
+    site = call_site(lock.cls.code, lock.cls.lasti) if lock is not None else None
+    if site is None or "Condition(" not in source_line(site.file, site.line):
+        return resource
+    return replace(resource, created=site, name=resource.name or naming.name_of(None, site))
 
 
 def of_fork(fork: Any, holds: Iterable[Any]) -> Snapshot:

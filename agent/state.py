@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from concagent import _real, core, interruptions
-from concagent.discipline import discipline
+from concagent.discipline import discipline, has_another_way
 from concagent.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ SIGNALLER_LIMIT: Final = 16  # remembered for one resource
 ACTOR_SERIALS: Final = 1_000_000_000  # threads' serials are below; those of other actors are above
 STACK_LIMIT: Final = 100
 CELL: Final = "_concagent_cell"
+_ASSERTIONS: Final = frozenset({"assertRaises", "assertRaisesRegex", "raises"})
+_ASSERTION_DEPTH: Final = 3  # functions between the one that says so and the call
 
 # Kinds of locks that anybody may release: of their holds the code has to say who does.
 PLAIN_KINDS: Final = frozenset({"lock", "file-lock"})
@@ -366,6 +368,17 @@ def raw_stack(frame: FrameType | None) -> RawStack:
         stack.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(stack)
+
+
+def expects_refusal(stack: RawStack, method: str) -> bool:
+    """Return whether who called a method that is about to refuse reckons with just that.
+
+    That is a test (``assertRaises``, ``pytest.raises``), and a function that catches the error and then does it otherwise.
+    """
+    for code, _ in stack[:_ASSERTION_DEPTH]:
+        if code.co_name in _ASSERTIONS or not _ASSERTIONS.isdisjoint(code.co_names):
+            return True
+    return has_another_way(*stack[0], method)
 
 
 def hold_discipline(cell: Any, hold: Any) -> str:

@@ -218,10 +218,8 @@ def bounded_release(self: Any, n: int = 1) -> None:
 def _tell_over_release(semaphore: Any, number: int, frame: FrameType) -> None:
     """Say that more permits are given back than were taken; a number that is none at all is another error."""
     try:
-        if core.is_recording() and number >= 1 and not core.current_record().agent:
-            cell, record = state.sync_cell(semaphore, "semaphore"), core.current_record()
-            stack = state.raw_stack(frame)
-            state.post(state.MisuseEvent("over-release", cell, record, None, stack, _real.monotonic_ns()))
+        if core.is_recording() and number >= 1:
+            core.tell_misuse("over-release", state.sync_cell(semaphore, "semaphore"), frame)
     except Exception as error:  # noqa: BLE001 - border
         state.count_error("hook", error)
 

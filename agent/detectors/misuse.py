@@ -19,6 +19,10 @@ _TEXTS: Final = {
         "{actor} gives back a permit of {lock} more than were taken",
         "Release a semaphore once for each acquire: use `with`; one that counts signals and not permits is a plain Semaphore.",
     ),
+    "without-lock": (
+        "{actor} calls wait() or notify() of {lock} without having its lock, which Python refuses",
+        "Take the condition's lock in the same thread: `with condition:` around the change and the notify, and around the wait.",
+    ),
     "foreign-release": (
         "{actor} releases {lock}, which {holder} owns",
         "An RLock belongs to the thread that took it; if another thread must signal, use a Semaphore or an Event.",

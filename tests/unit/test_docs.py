@@ -19,7 +19,7 @@ NOT_DETECTED_YET = (
     *("data-race", "atomicity-violation"),
 )
 DETAILS = {
-    "misuse": ("double-release", "over-release", "foreign-release", "exit-held", "destroy-held"),
+    "misuse": ("double-release", "over-release", "without-lock", "foreign-release", "exit-held", "destroy-held"),
     "leak": ("collected-unclosed", "still-open-and-growing", "open-at-exit"),
 }
 
