@@ -137,6 +137,40 @@ def entered(chain: list[Link]) -> list[Any]:
     return found
 
 
+def suspended(chain: list[Link]) -> list[Link]:
+    """Return the functions of a chain, and the generators of the ``contextmanager`` blocks that they are inside of."""
+    found = list(chain)
+    for link in found:  # grows as it goes
+        for manager in _on_stack(link) if len(found) < _DEPTH else ():
+            found += _generators(manager, _NESTING)
+    return found
+
+
+def _generators(manager: Any, depth: int) -> list[Link]:
+    kind = type(manager)
+    if issubclass(kind, (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)):  # noqa: SLF001
+        generator = manager.__dict__.get("gen")
+        frame = getattr(generator, "ag_frame", None) or getattr(generator, "gi_frame", None)
+        return [] if frame is None else [Link(generator, frame)]
+    inner: list[Link] = []
+    if depth and issubclass(kind, contextlib._BaseExitStack):  # noqa: SLF001
+        for _, callback in list(manager.__dict__.get("_exit_callbacks", ())):
+            if type(callback) is MethodType and getattr(callback.__func__, "__name__", None) in _EXITS:
+                inner += _generators(callback.__self__, depth - 1)
+    return inner
+
+
+def is_acquire(link: Link) -> bool:
+    """Return whether a function is `asyncio.Lock.acquire`."""
+    return link.frame.f_code is _code("locks", "Lock.acquire")
+
+
+def waiting_condition(chain: list[Link]) -> Any:
+    """Return the condition that a chain waits on, None if it waits on none."""
+    code = _code("locks", "Condition.wait")
+    return next((link.frame.f_locals.get("self") for link in chain if link.frame.f_code is code), None)
+
+
 def referred_to(link: Link) -> list[Any]:
     """Return what a suspended function's variables refer to, and what lies in the containers among that."""
     found = _referents(link)

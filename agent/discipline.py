@@ -46,7 +46,7 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     """Return ``finally``, ``later``, ``try`` or ``bare`` (see ``AssignmentEdge``) for an acquire called at this instruction."""
     if code is None:
         return "bare"
-    instructions = _instructions(code)
+    instructions = instructions_of(code)
     # During a call the offset is that of the call or, on 3.11 and 3.12, of the last inline cache behind it.
     at = max((i for i, ins in enumerate(instructions) if ins.offset <= lasti), default=-1)
     if at < 0:
@@ -54,7 +54,7 @@ def discipline(code: CodeType | None, lasti: int) -> str:
     taken = _called(instructions, at)
     if taken is None:
         return "bare"
-    releases = [ins.offset for ins in _loads(instructions, taken, _RELEASES) if _is_called(ins)]
+    releases = [ins.offset for ins in _loads(instructions, taken, _RELEASES) if is_called(ins)]
     acquires = [ins.offset for ins in _loads(instructions, taken, _ACQUIRES)]
     near = {ins.offset for ins in instructions[at + 1 : at + 1 + _TRY_DISTANCE]}
     for start, target in _handlers(code, instructions):
@@ -72,13 +72,13 @@ def releases_for_others(code: CodeType) -> bool:
     """Return whether a function releases, or hands on the ``release`` of, something that it does not acquire itself."""
     if not set(_RELEASES).intersection(code.co_names):
         return False
-    instructions = _instructions(code)
+    instructions = instructions_of(code)
     released, taken = set(), set()
     for i, ins in enumerate(instructions):
         if ins.opname in _ATTRIBUTES and ins.argval in _RELEASES:
-            released.add(_expression(instructions, i - 1))
-        elif ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES and _is_called(ins):
-            taken.add(_expression(instructions, i - 1))
+            released.add(expression_of(instructions, i - 1))
+        elif ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES and is_called(ins):
+            taken.add(expression_of(instructions, i - 1))
     return not released <= taken
 
 
@@ -87,7 +87,7 @@ def has_another_way(code: CodeType, lasti: int, method: str) -> bool:
     """Return whether a call that raises ``RuntimeError`` is caught by a handler that calls the same method, or takes a lock."""
     if "RuntimeError" not in code.co_names:
         return False
-    instructions = _instructions(code)
+    instructions = instructions_of(code)
     other = {method, f"{method}_all", f"{method}_for", *_ACQUIRES}
     for start, target in _handlers(code, instructions):
         end = _end_of_handler(instructions, target)
@@ -124,16 +124,22 @@ def _loads(instructions: list[Any], taken: tuple[str, ...], methods: tuple[str, 
     return [
         ins
         for i, ins in enumerate(instructions)
-        if ins.opname in _ATTRIBUTES and ins.argval in methods and _expression(instructions, i - 1) == taken
+        if ins.opname in _ATTRIBUTES and ins.argval in methods and expression_of(instructions, i - 1) == taken
     ]
 
 
-def _is_called(ins: Any) -> bool:
+def is_called(ins: Any) -> bool:
     """Return whether a method without arguments is looked up in order to be called, and not to be handed on."""
     return ins.opname == "LOAD_METHOD" or (sys.version_info >= (3, 12) and bool(ins.arg & 1))
 
 
-def _instructions(code: CodeType) -> list[Any]:
+def is_attribute(ins: Any) -> bool:
+    """Return whether an instruction looks up an attribute or a method."""
+    return ins.opname in _ATTRIBUTES
+
+
+def instructions_of(code: CodeType) -> list[Any]:
+    """Return the instructions of a function without what only belongs to others."""
     import dis
 
     return [ins for ins in dis.get_instructions(code) if ins.opname not in ("CACHE", "EXTENDED_ARG")]
@@ -144,11 +150,11 @@ def _called(instructions: list[Any], at: int) -> tuple[str, ...] | None:
     for i in range(at, max(-1, at - 12), -1):
         ins = instructions[i]
         if ins.opname in _ATTRIBUTES and ins.argval in _ACQUIRES:
-            return _expression(instructions, i - 1)
+            return expression_of(instructions, i - 1)
     return None
 
 
-def _expression(instructions: list[Any], end: int) -> tuple[str, ...] | None:
+def expression_of(instructions: list[Any], end: int) -> tuple[str, ...] | None:
     """Return the dotted name that ends at index ``end``, None if it is no dotted name."""
     names: list[str] = []
     for i in range(end, -1, -1):

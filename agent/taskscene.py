@@ -1,8 +1,6 @@
 """The tasks of one picture: what each waits for, who holds that, and who might end it otherwise.
 
-Who holds an ``asyncio.Lock`` nobody writes down, but its holder is mostly inside ``async with lock``, and the exit lies on the
-stack of his coroutine (see ``awaits``).  If just one task has entered a locked lock, that one will release it.  A lock taken by
-a bare ``acquire`` has an unknown holder, who counts as able to go on.
+Who holds a lock or a permit is read from suspended functions, too (see ``taskholds``).
 
 A task goes on only when its loop's thread does.  Where that thread is blocked, its tasks wait for the event loop, which the
 thread holds; so rings through threads and tasks are rings like others: a coroutine that keeps a thread's lock over an
@@ -24,17 +22,18 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, awaits, core, loops, naming, snapshots, state
+from concagent import _real, awaits, core, loops, naming, snapshots, state, taskholds
 from concagent.model import Actor, AssignmentEdge, CallSite, RequestEdge, Resource
 from concagent.taskname import called
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from types import CodeType
 
     from concagent.tasks import Entry, TaskSource
 
 _NAMES: Final = 3
+_LOCKS: Final = frozenset({"asyncio-lock", "asyncio-semaphore"})
 _HOLDER_KINDS: Final = frozenset({"asyncio-lock", "asyncio-semaphore", "task", "tasks"})
 
 
@@ -226,8 +225,10 @@ class Scene:
                 return link, snapshots.call_site(link.frame.f_code, link.frame.f_lasti)
         return None, None
 
-    def _hold(self, resource: int, holder: int, depth: int = 1, discipline: str = "owned") -> None:
-        self.builder.hold(AssignmentEdge(resource, holder, None, depth, None, discipline))
+    def _hold(self, resource: int, holder: int, taken: taskholds.Taken | None = None, depth: int = 1) -> None:
+        site = snapshots.call_site(*taken.site) if taken is not None and taken.site is not None else None
+        discipline = taken.discipline if taken is not None else "owned"
+        self.builder.hold(AssignmentEdge(resource, holder, None, depth, site, discipline))
 
     def _add_request(self, view: View) -> None:
         entry = view.entry
@@ -242,7 +243,8 @@ class Scene:
         if wait is None or wait.target is None or id(view.loop) not in self.loops:
             return
         awaited = self._add_resource(wait, link, site)
-        self.builder.request(RequestEdge(view.serial, awaited, entry.since_ns, entry.epoch, view.timed, site))
+        habit = taskholds.wait_discipline(view.chain) if wait.kind == "asyncio-lock" else "bare"
+        self.builder.request(RequestEdge(view.serial, awaited, entry.since_ns, entry.epoch, view.timed, site, habit))
 
     def _add_resource(self, wait: awaits.Wait, link: Any, site: CallSite | None) -> int:
         """List what a task waits for, with its holders where a task or thread is one, and return its serial."""
@@ -334,25 +336,50 @@ class Scene:
 
     def _add_locks_held(self) -> None:
         """Add the holders of the locks and permits that somebody waits for."""
-        holders: dict[int, list[View]] = {}
-        things: dict[int, Any] = {}
-        for view in self.views.values():
-            for manager in view.entered:
-                thing = getattr(manager, "_lock", manager) if type(manager).__name__ == "Condition" else manager
-                holders.setdefault(id(thing), []).append(view)
-                things[id(thing)] = thing
-        for key, views in holders.items():
-            thing = things[key]
-            serial = self._known_serial(thing)
-            resource = self.builder.resources.get(serial)
-            if resource is None:
-                continue
-            if resource.kind == "asyncio-lock":
-                if thing._locked and len(views) == 1:  # noqa: SLF001 - two that think so: it was released in between
-                    self._hold(serial, views[0].serial)
-            elif resource.kind == "asyncio-semaphore":
-                for view in views:
-                    self._hold(serial, view.serial, views.count(view))
+        awaited = {serial for serial, resource in self.builder.resources.items() if resource.kind in _LOCKS}
+        if not awaited:
+            return
+        found: dict[int, list[tuple[View, taskholds.Taken]]] = {}
+        for view in self._maybe_holders(awaited):
+            for taken in taskholds.taken_by(view.chain, view.entered):
+                serial = self._known_serial(taken.thing)
+                if serial in awaited:
+                    found.setdefault(serial, []).append((view, taken))
+        for serial in awaited:
+            holds = found.get(serial, [])
+            if self.builder.resources[serial].kind == "asyncio-lock":
+                self._add_holder_of_lock(serial, holds)
+            else:
+                self._add_holders_of_permits(serial, holds)
+
+    def _maybe_holders(self, awaited: set[int]) -> Iterator[View]:
+        """Yield the tasks that are described; all of them where somebody waits for a permit: who has another one, and goes on?"""
+        yield from self.views.values()
+        if any(self.builder.resources[serial].kind == "asyncio-semaphore" for serial in awaited):
+            for task in self.tasks:
+                if id(task) not in self.views:
+                    yield View(task, self.source.entry(task), None)
+
+    def _add_holder_of_lock(self, serial: int, holds: list[tuple[View, taskholds.Taken]]) -> None:
+        if len(holds) != 1 or not holds[0][1].thing._locked:  # noqa: SLF001 - two that think so: it was released in between
+            return
+        view, taken = holds[0]
+        waits_for_it = any(edge.actor == view.serial and edge.resource == serial for edge in self.builder.requests)
+        if taken.discipline == "owned" or not waits_for_it or taskholds.wait_discipline(view.chain) != "bare":
+            self._hold(serial, view.serial, taken)
+
+    def _add_holders_of_permits(self, serial: int, holds: list[tuple[View, taskholds.Taken]]) -> None:
+        number = 0
+        for view, taken in holds:
+            number += 1
+            if id(view.task) not in self.views:
+                self._add_actor(view)
+            depth = sum(other is view for other, _ in holds)
+            self._hold(serial, view.serial, taken, depth)
+        everybody = number > 0 and getattr(holds[0][1].thing, "_bound_value", None) == number
+        resource = self.builder.resources[serial]
+        if not everybody and not resource.permits:
+            self.builder.put_resource(replace(resource, ended_by="signal"))
 
     def _known_serial(self, thing: Any) -> int:
         try:

@@ -193,13 +193,16 @@ def _waits_for(scene: Scene, residue: frozenset[int]) -> dict[int, set[int]]:
     for edge in scene.snapshot.signals:
         signallers[edge.resource].add(edge.actor)
     lock_waiters = [s for s in sorted(residue) if _is_lock_like(scene.resources[scene.requests[s].resource])]
+    tasks = {serial for serial in residue if scene.actors[serial].type == "task"}
     waits: dict[int, set[int]] = {}
     for serial in sorted(residue):
         resource = scene.resources[scene.requests[serial].resource]
         found = {edge.holder for edge in scene.holders.get(resource.serial, ())} & residue
         if resource.signal_mode:
             found = set()  # who took it is not who gives it back
-        if resource.ends != "holder" and not found:
+        if resource.kind == "event-loop" and not found:
+            found = tasks - {serial}  # a loop's thread goes on when one of its tasks does
+        elif resource.ends != "holder" and not found:
             wanted = verbs(resource)
             might = {one for one in lock_waiters if wanted & set(scene.actors[one].calls)}
             found = (signallers[resource.serial] & residue or might) - {serial}
@@ -211,6 +214,8 @@ def _is_lock_like(resource: Resource) -> bool:
     """Return whether there is something to be had and given back; room in a queue is, too."""
     if resource.kind == "queue":
         return (resource.detail or "").startswith("full")
+    if resource.kind == "asyncio-semaphore":  # also where not all of its holders are known
+        return True
     return resource.ends in {"holder", "any-holder", "all-holders"} and resource.kind not in _FOLLOWED
 
 
