@@ -475,7 +475,7 @@ static PyMethodDef core_methods[] = {
      "Call a function in a thread that Python does not know until then."},
     {"configure", core_configure, METH_VARARGS, "Give the core its Python helpers and the originals."},
     {"configure_sync", core_configure_sync, METH_VARARGS, "Tell the core what the library builds on conditions."},
-    {"configure_not_owned", core_configure_not_owned, METH_O, "Say what is to be called where a lock is not its asker's."},
+    {"configure_not_owned", core_configure_not_owned, METH_O, "Say what to call where a lock is not its asker's."},
     {"configure_simple_get", core_configure_simple_get, METH_VARARGS,
      "Say what SimpleQueue.get is, and what it raises."},
     {"replace_method", core_replace_method, METH_VARARGS,

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import discipline
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
 
 _FREE, _HELD, _EITHER = 1, 2, 3
 _METHODS: Final = frozenset({"acquire", "release"})
-_NO_FALL: Final = frozenset({"JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"})
-_NEAR: Final = 4  # instructions between a method's name and the ``await`` of its result, where it has no arguments
-_LIMIT: Final = 20_000  # instructions of a function that is looked at
+_NO_FALL: Final = frozenset(
+    {"JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"}
+)
+_CALLS: Final = frozenset({"PUSH_NULL", "PRECALL", "CALL", "CALL_METHOD", "CALL_FUNCTION"})  # all of a call without arguments
+_NEAR: Final = 4  # instructions of one ``await``
+_LIMIT: Final = 5_000  # instructions of a function that is looked at
 
 Expression = tuple[str, ...]
 
@@ -61,11 +65,11 @@ def held_at(code: CodeType, lasti: int) -> tuple[Hold, ...]:
     if flow is None:
         return ()
     at = flow.index_of(lasti)
-    found = []
-    for expression in sorted(flow.expressions):
-        if at >= 0 and flow.states(expression)[at] == _HELD:
-            found.append(Hold(expression, flow.habit(expression, at), flow.acquired(expression, at)))
-    return tuple(found)
+    return tuple(
+        Hold(expression, flow.habit(expression, at), flow.acquired(expression, at))
+        for expression in sorted(flow.expressions)
+        if at >= 0 and flow.states(expression)[at] == _HELD
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -90,7 +94,7 @@ def released(code: CodeType) -> frozenset[Expression]:
     return frozenset(event.expression for event in found if event.kind == "release")
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _flow_of(code: CodeType) -> _Flow | None:
     if not _METHODS.intersection(code.co_names) or len(code.co_code) > 2 * _LIMIT:
         return None
@@ -114,10 +118,10 @@ class _Flow:
 
     def index_of(self, lasti: int) -> int:
         """Return the index of the instruction at an offset, -1 if there is none."""
-        return max((i for i, offset in enumerate(self._offsets) if offset <= lasti), default=-1)
+        return bisect_right(self._offsets, lasti) - 1
 
     def _index_at(self, offset: int) -> int:
-        return next((i for i, other in enumerate(self._offsets) if other >= offset), len(self._offsets) - 1)
+        return min(bisect_left(self._offsets, offset), len(self._offsets) - 1)
 
     # ------------------------------------------------------------ what is done
 
@@ -143,18 +147,23 @@ class _Flow:
 
     def _awaited(self, at: int) -> int | None:
         """Return the index of the instruction after which ``await x.acquire()`` is over, None if it is not that."""
-        for i in range(at + 1, min(at + 1 + _NEAR, len(self._instructions))):
-            if self._instructions[i].opname == "GET_AWAITABLE":
-                wanted = "SEND" if sys.version_info >= (3, 11) else "YIELD_FROM"
-                near = range(i + 1, min(i + 1 + _NEAR, len(self._instructions)))
-                return next((k for k in near if self._instructions[k].opname == wanted), None)
-        return None
+        i = at + 1
+        while i < len(self._instructions) and self._instructions[i].opname in _CALLS:
+            i += 1
+        if i >= len(self._instructions) or self._instructions[i].opname != "GET_AWAITABLE":
+            return None
+        near = range(i + 1, min(i + 1 + _NEAR, len(self._instructions)))
+        return next((k for k in near if self._instructions[k].opname in {"SEND", "YIELD_FROM"}), None)
 
     def _thrown_of(self, over: int) -> Iterator[int]:
         """Yield where an ``await`` is over, too (3.12): what was awaited returned when an exception was thrown into it."""
         ins = self._instructions
         for i in range(len(ins) - 1):
-            if ins[i].opname == "CLEANUP_THROW" and ins[over].opname == "SEND" and ins[i + 1].argval == ins[over].argval:
+            if (
+                ins[i].opname == "CLEANUP_THROW"
+                and ins[over].opname == "SEND"
+                and ins[i + 1].argval == ins[over].argval
+            ):
                 yield i
 
     def _find_stores(self) -> None:

@@ -21,9 +21,10 @@ from concagent import _real, core, state
 from concagent.hooks.patching import Patch, PatchSet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
-_condition_is_owned = threading.Condition._is_owned  # noqa: SLF001 - what this module is for
+_condition_is_owned: Callable[[Any], bool] = threading.Condition._is_owned  # type: ignore[attr-defined]
 _ASKING = frozenset({threading.Condition.wait.__code__, threading.Condition.notify.__code__})
 
 

@@ -73,7 +73,9 @@ def test_f11_the_condition_is_named_by_where_it_was_made(runner: Any) -> None:
 
 def test_f11_in_a_loop_it_is_told_once_and_while_the_program_runs(runner: Any) -> None:
     many = "for _ in range(1000): main()"
-    child = runner.start(PROGRAM.format(lock="", use="self.filled.notify()", start=f"{many}\nthreading.Event().wait(5)"))
+    child = runner.start(
+        PROGRAM.format(lock="", use="self.filled.notify()", start=f"{many}\nthreading.Event().wait(5)")
+    )
 
     told = child.wait_for_findings(1)
     running = child.process.poll() is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from factories import actor, holds, resource, ring_of, signals, snapshot, waits
 
 from concagent.detectors import deadlock, residue
@@ -255,3 +257,30 @@ def test_five_thousand_in_one_circle_are_found_without_recursion():
     (finding,) = findings_of(ring_of(*range(1, 5001)), range(1, 5001))
 
     assert len(finding.actors) == 5000
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def tasks_crossed(semaphore, **fields):
+    first, second = (replace(actor(10**9 + n, "blocked"), type="task") for n in (1, 2))
+    one, two = first.serial, second.serial
+    edges = [waits(one, 20), holds(one, 10), waits(two, 10), holds(two, 20), *fields.pop("more", ())]
+    kinds = (resource(10, semaphore, ended_by="signal"), resource(20, semaphore, ended_by="signal"))
+    return snapshot(*edges, actors=(first, second), resources=kinds, **fields), {one, two}
+
+
+def test_tasks_that_wait_for_each_others_permits_are_a_deadlock_also_if_there_may_be_more():
+    picture, stuck = tasks_crossed("asyncio-semaphore")
+
+    (finding,) = findings_of(picture, stuck)
+
+    assert (finding.kind, finding.confidence) == ("deadlock", "proven")
+
+
+def test_the_thread_of_their_loop_is_behind_them():
+    picture, stuck = tasks_crossed("asyncio-semaphore", more=[waits(3, 30)], kinds={30: "event-loop"})
+
+    (finding,) = findings_of(picture, stuck | {3})
+
+    assert roles(finding) == {"worker-1000000001": "member", "worker-1000000002": "member", "worker-3": "behind"}
