@@ -38,7 +38,9 @@ _METHODS: Final = frozenset({"acquire", "release"})
 _NO_FALL: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_ABSOLUTE", "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"}
 )
-_CALLS: Final = frozenset({"PUSH_NULL", "PRECALL", "CALL", "CALL_METHOD", "CALL_FUNCTION"})  # all of a call without arguments
+_CALLS: Final = frozenset(
+    {"PUSH_NULL", "PRECALL", "CALL", "CALL_METHOD", "CALL_FUNCTION"}
+)  # all of a call without arguments
 _NEAR: Final = 4  # instructions of one ``await``
 _LIMIT: Final = 5_000  # instructions of a function that is looked at
 

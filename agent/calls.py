@@ -12,7 +12,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import core, discipline, state
-from concagent.framevalues import values_of
+from concagent.framevalues import attribute_of, value_of, values_of
 from concagent.words import SIGNALLING
 
 if TYPE_CHECKING:
@@ -34,6 +34,27 @@ def signalling_calls(frame: FrameType | None) -> tuple[str, ...]:
 def may_hand_over(frame: FrameType | None) -> bool:
     """Return whether a live stack's functions, or those they lead to, release what they have not taken themselves."""
     return any(discipline.releases_for_others(code) for code in _led_to(frame))
+
+
+def later_call(frame: FrameType | None, target: object, names: frozenset[str]) -> tuple[CodeType, int] | None:
+    """Return (code, offset) where a function of a stack would go on to call one of these methods of just this object.
+
+    None if none would.  Only calls further down in the functions that are running count, on variables and attributes that
+    mean the object now.
+    """
+    for _ in range(_LIMIT):
+        if frame is None:
+            break
+        code = frame.f_code
+        if _is_of_program(code) and not names.isdisjoint(code.co_names):
+            for offset, expression in discipline.calls_behind(code, frame.f_lasti, names):
+                found = value_of(frame, expression)
+                if (
+                    found is target or attribute_of(found, ("_condition",)) is target
+                ):  # who waits for a future waits there
+                    return code, offset
+        frame = frame.f_back
+    return None
 
 
 def _led_to(frame: FrameType | None) -> set[CodeType]:

@@ -83,6 +83,19 @@ def releases_for_others(code: CodeType) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
+def calls_behind(code: CodeType, lasti: int, methods: frozenset[str]) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Return (offset, dotted name of the object) of each call of one of these methods further down in a function."""
+    instructions = instructions_of(code)
+    found = []
+    for i, ins in enumerate(instructions):
+        if ins.offset > lasti and ins.opname in _ATTRIBUTES and ins.argval in methods and is_called(ins):
+            expression = expression_of(instructions, i - 1)
+            if expression is not None:
+                found.append((ins.offset, expression))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
 def has_another_way(code: CodeType, lasti: int, method: str) -> bool:
     """Return whether a call that raises ``RuntimeError`` is caught by a handler that calls the same method, or takes a lock."""
     if "RuntimeError" not in code.co_names:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real, calls, core, graph, idle, snapshots
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from concagent.config import Config
-    from concagent.model import Finding, Snapshot
+    from concagent.model import CallSite, Finding, Resource, Snapshot
     from concagent.told import Told
 
 CONFIRM_NS: Final = 50_000_000  # between two looks that must agree that nobody else is left
@@ -164,14 +165,46 @@ class Stalls:
         keys = {serial: (serial, epochs[serial]) for serial in residue}
         said = self._told_waits.of(proven=proven)
         known = frozenset(serial for serial in residue if keys[serial] in said)
+        own = {} if suspected else _own_ends(picture, residue)
         for finding in detector.residue_findings(
-            picture, residue, known, suspected=suspected, doubt=doubt, evidence=evidence
+            picture, residue, known, suspected=suspected, doubt=doubt, evidence=evidence, own=own
         ):
             self._publish(finding)
             named = {serial_of(actor.id) for actor in finding.actors}
             self._told_waits.add((keys[serial] for serial in named if serial in keys), proven=proven)
         if proven:  # nothing more can be said, of those behind whom a finding has no room for, either
             self._told_waits.add(keys.values(), proven=True)
+
+
+def _own_ends(picture: Snapshot, residue: frozenset[int]) -> dict[int, CallSite]:
+    """Return thread -> where it would go on to set the event or complete the future that it waits for itself."""
+    resources = {resource.serial: resource for resource in picture.resources}
+    waiters = Counter(edge.resource for edge in picture.requests)
+    asked = {
+        edge.actor: resources[edge.resource]
+        for edge in picture.requests
+        if edge.actor in residue and waiters[edge.resource] == 1 and _is_an_end(resources[edge.resource])
+    }
+    found: dict[int, CallSite] = {}
+    frames = _real.current_frames() if asked else {}
+    try:
+        for record in core.records() if asked else ():
+            resource, wait = asked.get(record.serial), record.waiting()
+            reference = getattr(wait.resource, "reference", None) if wait is not None else None
+            target = reference() if reference is not None and resource is not None else None
+            if resource is not None and target is not None and wait.resource.serial == resource.serial:
+                place = calls.later_call(frames.get(record.ident), target, detector.verbs(resource))
+                site = snapshots.call_site(*place) if place is not None else None
+                if site is not None:
+                    found[record.serial] = site
+    finally:
+        frames.clear()
+    return found
+
+
+def _is_an_end(resource: Resource) -> bool:
+    """Return whether what is waited for happens once, and by somebody's hand: a condition and a queue come again."""
+    return resource.kind in {"event", "future"} and resource.ends == "signal"
 
 
 def _young_rings(picture: Snapshot) -> set[int]:

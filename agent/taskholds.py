@@ -14,13 +14,12 @@ Cost       nothing where nobody waits for a lock or a permit; else ten to sixty 
 
 from __future__ import annotations
 
-import inspect
 import sys
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import awaits, bareholds
-from concagent.framevalues import values_of
+from concagent.framevalues import attribute_of, class_attribute, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +44,7 @@ def taken_by(chain: list[awaits.Link], entered: list[Any]) -> list[Taken]:
     given_back = _lock_of(awaits.waiting_condition(chain))
     for link in awaits.suspended(chain):
         for hold in bareholds.held_at(link.frame.f_code, link.frame.f_lasti):
-            thing = _lock_of(_value_of(link.frame, hold.expression))
+            thing = _lock_of(value_of(link.frame, hold.expression))
             if thing is not given_back and _is_of_asyncio(thing) and hold.discipline == "later":
                 found.append(Taken(thing, hold.discipline, (link.frame.f_code, hold.lasti)))
     return found
@@ -74,29 +73,10 @@ def _is_of_asyncio(thing: Any) -> bool:
 
 def _kept_by(manager: Any) -> Iterator[Any]:
     """Yield what the ``__aenter__`` of a manager of the program's has acquired for its ``__aexit__`` to release."""
-    enter, leave = (inspect.getattr_static(type(manager), name, None) for name in ("__aenter__", "__aexit__"))
+    enter, leave = (class_attribute(type(manager), name) for name in ("__aenter__", "__aexit__"))
     if type(enter) is FunctionType and type(leave) is FunctionType and not _is_of_asyncio(manager):
         for expression in bareholds.left_held(enter.__code__) & bareholds.released(leave.__code__):
             if expression[0] == enter.__code__.co_varnames[0]:
-                thing = _lock_of(_follow(manager, expression[1:]))
+                thing = _lock_of(attribute_of(manager, expression[1:]))
                 if _is_of_asyncio(thing):
                     yield thing
-
-
-def _value_of(frame: Any, expression: bareholds.Expression) -> Any:
-    name, *rest = expression
-    found = values_of(frame, (name,))
-    return _follow(found[name] if name in found else frame.f_globals.get(name), rest)
-
-
-def _follow(value: Any, names: Any) -> Any:
-    """Return the value of an attribute of an attribute ..., without running code of the program; None if there is none."""
-    for name in names:
-        found = inspect.getattr_static(value, name, None)
-        if type(found) is MemberDescriptorType:
-            try:
-                found = found.__get__(value, type(value))
-            except AttributeError:  # a slot that is empty
-                return None
-        value = found
-    return value

@@ -8,6 +8,7 @@ Without a cycle it is a stall: nobody is left who could notify, set or put.
 
 A join is no step of a cycle by itself: who joins a stuck thread is behind it.  Only a cycle with a lock, a permit or a full
 queue in it is called a deadlock.  Whoever else would have to go on for a member is one, too: the other holder of a permit.
+So is who waits for an event or a future that nobody but he himself would set, later, in a function that is waiting now.
 
 Source     Tarjan, Depth-First Search and Linear Graph Algorithms, SIAM J. Comput. 1(2), 1972.
 Cost       linear in actors + edges of the residue, but for a lock that n signals are said to need: n edges each.
@@ -16,16 +17,17 @@ Cost       linear in actors + edges of the residue, but for a lock that n signal
 from __future__ import annotations
 
 from collections import defaultdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from concagent import graph
 from concagent.detectors.deadlock import ring_finding
-from concagent.detectors.evidence import Scene, common_kind, names
+from concagent.detectors.evidence import Scene, common_kind, names, short
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from concagent.model import Finding, Resource, Snapshot
+    from concagent.model import CallSite, Finding, Resource, Snapshot
 
 BEHIND_LIMIT: Final = 50
 _FOLLOWED: Final = frozenset({"thread", "task", "process"})  # waited for by those who are behind
@@ -40,6 +42,10 @@ _FUTURE_ADVICE: Final = (
 _PIPE_ADVICE: Final = (
     "Nobody drains the pipe that the child writes to: read its output before or while you wait for it, with communicate() or "
     "run(capture_output=True), or send it to a file or to DEVNULL."
+)
+_SELF_ADVICE: Final = (
+    "The wait is for something that the same thread would do only after it: a `close()` that is called from the very thread "
+    "whose end it waits for. Leave it out there (`threading.current_thread() is self._thread`), or let another thread close."
 )
 _STALL_ADVICE: Final = (
     "Somebody must notify, set or release, and nobody is left who can: check the order of wait and notify (wait in a loop on "
@@ -83,6 +89,7 @@ def residue_findings(
     doubt: str | None = None,
     suspected: bool = False,
     evidence: str | None = None,
+    own: Mapping[int, CallSite] = MappingProxyType({}),
 ) -> list[Finding]:
     """Return the findings for a residue: one for each cycle of waits, and one for all that is asleep without any.
 
@@ -94,13 +101,16 @@ def residue_findings(
         doubt: Why nobody left in this process is not nobody at all; None makes the finding proven.
         suspected: The residue is of the sharper question (``signals=False``); only cycles count then.
         evidence: How a proof was found where it is not plain to see, for ``reason``.
+        own: Actor -> where a function on its stack would go on to end its wait itself.
     """
     scene = Scene(snapshot)
     waits = _waits_for(scene, residue)
+    selfish = {serial: site for serial, site in own.items() if _waits_for_itself(scene, waits, serial)}
+    waits.update({serial: {serial} for serial in selfish})
     rings = graph.find_rings(snapshot)
     findings = []
     rest = set(residue)
-    cycles = _cycles(scene, waits)
+    cycles = _cycles(scene, waits, selfish)
     in_cycles = frozenset(serial for cycle in cycles for serial in cycle)
     for core in cycles:
         cycle = core | (_closure(waits, core) - in_cycles)  # who holds another permit of the same kind is stuck, too
@@ -112,7 +122,8 @@ def residue_findings(
         if ring is not None:
             findings.append(ring_finding(snapshot, ring, doubt=doubt, evidence=evidence))
         else:
-            findings.append(_finding(scene, "deadlock", cycle, behind, doubt, suspected, evidence))
+            site = selfish.get(min(cycle)) if len(cycle) == 1 else None
+            findings.append(_finding(scene, "deadlock", cycle, behind, doubt, suspected, evidence, site))
     rest -= known
     if rest and not suspected:  # each of them might have woken the others, so it is one stall
         findings.append(_stall(scene, frozenset(rest), doubt, evidence))
@@ -138,6 +149,7 @@ def _finding(
     doubt: str | None,
     suspected: bool,
     evidence: str | None,
+    own: CallSite | None = None,
 ) -> Finding:
     members = sorted(cycle)
     awaited = {serial: scene.resources[scene.requests[serial].resource] for serial in members}
@@ -149,6 +161,8 @@ def _finding(
     why = (
         "and nobody is left who could end it"
         if kind == "stall"
+        else f"which only itself would do later ({short(own)})"
+        if own
         else "held among themselves"
         if held
         else "and each could go on only after another"
@@ -161,7 +175,7 @@ def _finding(
         "suspected" if suspected or doubt else "proven",
         roles,
         title=f"{kind} of {number}: {names(waits, 2)}, {why}",
-        advice=_advice(kind, {resource.kind for resource in awaited.values()}),
+        advice=_SELF_ADVICE if own else _advice(kind, {resource.kind for resource in awaited.values()}),
         resource_kind=common_kind([awaited[serial].kind for serial in members]),
         reason=doubt or evidence,
     )
@@ -210,6 +224,16 @@ def _waits_for(scene: Scene, residue: frozenset[int]) -> dict[int, set[int]]:
     return waits
 
 
+def _waits_for_itself(scene: Scene, waits: dict[int, set[int]], serial: int) -> bool:
+    """Return whether nobody else who is stuck, but those who wait for this one, looks as if he would end its wait."""
+    if waits.get(serial, {serial}):
+        return False
+    resource = scene.resources[scene.requests[serial].resource]
+    wanted = verbs(resource)
+    others = waits.keys() - _behind(waits, frozenset({serial}))
+    return not any(wanted & set(scene.actors[other].calls) for other in others)
+
+
 def _is_lock_like(resource: Resource) -> bool:
     """Return whether there is something to be had and given back; room in a queue is, too."""
     if resource.kind == "queue":
@@ -219,12 +243,13 @@ def _is_lock_like(resource: Resource) -> bool:
     return resource.ends in {"holder", "any-holder", "all-holders"} and resource.kind not in _FOLLOWED
 
 
-def _cycles(scene: Scene, waits: dict[int, set[int]]) -> list[frozenset[int]]:
+def _cycles(scene: Scene, waits: dict[int, set[int]], selfish: Iterable[int]) -> list[frozenset[int]]:
     """Return the strongly connected sets of actors with a lock or permit among what they wait for, smallest first."""
     return [
         group
         for group in sorted(_components(waits), key=min)
-        if any(
+        if not group.isdisjoint(selfish)
+        or any(
             _is_lock_like(scene.resources[scene.requests[serial].resource])
             and not scene.resources[scene.requests[serial].resource].signal_mode
             and waits[serial] & group

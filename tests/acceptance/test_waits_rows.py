@@ -251,7 +251,7 @@ join(run(drain))
 """,
     {"first": "drained.wait()", "second": "drained.set()"},
     ({"first": "drained.set()", "second": "drained.wait()"},),
-    "stall",
+    "deadlock",
     ("drain",),
     "not set",
 )
@@ -388,18 +388,63 @@ join(threads)
 )
 ROWS["f26 a reader closes itself and waits for its own end"] = Row(
     """
-closed = threading.Event()
-def close():
+class Reader:
+    def __init__(self):
+        self.closed = {kind}
+    def close(self):
+        {wait}
+    def handle(self):
+        self.close()
+    def read(self):
+        try:
+            self.handle()
+        finally:
+            self.closed.{end}
+reader = Reader()
+def reading(): reader.read()
+join(run(reading))
+""",
+    {"kind": "threading.Event()", "wait": "self.closed.wait()", "end": "set()"},
+    (
+        {"kind": "threading.Event()", "wait": "self.closed.is_set()", "end": "set()"},
+        {"kind": "threading.Event()", "wait": "self.closed.wait(0.1)", "end": "set()"},
+    ),
+    "deadlock",
+    ("reading",),
+    "not set",
+    ("MainThread",),
+)
+ROWS["f26b a future that its own thread would complete"] = Row(
+    """
+from concurrent.futures import Future
+def reading():
+    closed = Future()
     {wait}
-def reader():
-    close()
+    closed.set_result(1)
+join(run(reading))
+""",
+    {"wait": "closed.result()"},
+    ({"wait": "closed.done()"},),
+    "deadlock",
+    ("reading",),
+    "future",
+    ("MainThread",),
+)
+ROWS["f26c somebody else would set it, too"] = Row(
+    """
+closed, more = threading.Event(), threading.Event()
+def reading():
+    {wait}
     closed.set()
-join(run(reader))
+def other():
+    more.wait()
+    closed.set()
+join(run(reading, other))
 """,
     {"wait": "closed.wait()"},
-    ({"wait": "closed.is_set()"},),
+    ({"wait": "more.set()"},),
     "stall",
-    ("reader",),
+    ("other", "reading"),
     "not set",
 )
 ROWS["f27 senders remain when their receiver is gone"] = Row(
@@ -585,7 +630,7 @@ def test_f_row_is_found_and_proven(runner: Any, row: Row) -> None:
     found = runner.hangs(_filled(row, row.wrong)).only
 
     roles = sorted((actor["role"], actor["name"]) for actor in found["actors"])
-    behind = [name for role, name in roles if role == "behind" and name != "MainThread"]
+    behind = [name for role, name in roles if role == "behind" and (name != "MainThread" or name in row.behind)]
     members = [name for role, name in roles if role == "member" and (name != "MainThread" or name in row.members)]
     assert (found["kind"], found["confidence"]) == (row.kind, "proven"), found["title"]
     assert members == sorted(row.members), found["title"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from factories import actor, holds, resource, ring_of, signals, snapshot, waits
+from factories import actor, holds, resource, ring_of, signals, site, snapshot, waits
 
 from concagent.detectors import deadlock, residue
 
@@ -284,3 +284,37 @@ def test_the_thread_of_their_loop_is_behind_them():
     (finding,) = findings_of(picture, stuck | {3})
 
     assert roles(finding) == {"worker-1000000001": "member", "worker-1000000002": "member", "worker-3": "behind"}
+
+
+# ---------------------------------------------------------------- who waits for what only he himself would do
+
+
+def lonely(**fields):
+    edges = [waits(1, 10), waits(2, 20), holds(1, 20), *fields.pop("more", ())]
+    return snapshot(*edges, kinds={10: "event", 20: "thread", **fields.pop("kinds", {})}, **fields)
+
+
+def test_who_would_set_his_own_event_later_is_a_deadlock_of_one():
+    (finding,) = findings_of(lonely(), {1, 2}, own={1: site(13, "read")})
+
+    assert roles(finding) == {"worker-1": "member", "worker-2": "behind"}
+    assert (finding.kind, finding.confidence) == ("deadlock", "proven")
+    assert "which only itself would do later (bank.py:13 in read)" in finding.title
+    assert "current_thread()" in finding.advice
+
+
+def test_if_somebody_else_would_set_it_too_it_is_a_stall():
+    other = actor(3, "blocked", calls=("set",))
+    picture = lonely(more=[waits(3, 30)], kinds={30: "event"}, actors=(other,))
+
+    (finding,) = findings_of(picture, {1, 2, 3}, own={1: site(13, "read")})
+
+    assert finding.kind == "stall"
+
+
+def test_a_known_signaller_comes_before_ones_own_later_code():
+    picture = lonely(more=[waits(3, 30), signals(3, 10)], kinds={30: "event"})
+
+    (finding,) = findings_of(picture, {1, 2, 3}, own={1: site(13, "read")})
+
+    assert finding.kind == "stall"

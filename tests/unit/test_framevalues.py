@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from concagent.framevalues import values_of
+from concagent.framevalues import attribute_of, value_of, values_of
 
 
 class Big:
@@ -56,3 +56,58 @@ def test_no_code_of_the_program_runs() -> None:
     exec("look(frame())", {"look": lambda frame: seen.append(values_of(frame, ["x"])), "frame": sys._getframe}, Odd())
 
     assert seen == [{}]
+
+
+# ---------------------------------------------------------------- dotted names
+
+
+class Slots:
+    __slots__ = ("empty", "full")
+
+    def __init__(self) -> None:
+        self.full = 1
+
+
+class Plain:
+    of_class = 2
+
+    def __init__(self) -> None:
+        self.own = 3
+        self.slots = Slots()
+
+    @property
+    def computed(self) -> int:
+        raise AssertionError
+
+    def __getattr__(self, name: str) -> int:
+        raise AssertionError
+
+
+class Strange(Plain):
+    @property
+    def __dict__(self) -> dict[str, int]:  # type: ignore[override]
+        raise AssertionError
+
+
+def test_a_dotted_name_is_followed_through_objects_classes_slots_and_modules() -> None:
+    def running(names: str, plain: Plain) -> Any:  # noqa: ARG001
+        return value_of(sys._getframe(), names.split("."))
+
+    found = [
+        running(names, Plain())
+        for names in ("plain.own", "plain.of_class", "plain.slots.full", "Plain.of_class", "sys.maxsize")
+    ]
+
+    assert found == [3, 2, 1, 2, sys.maxsize]
+
+
+def test_what_only_code_of_the_program_would_tell_is_not_asked() -> None:
+    asked = [
+        (Plain(), "computed"),
+        (Plain(), "absent"),
+        (Plain(), "slots", "empty"),
+        (Strange(), "own"),
+        (None, "x"),
+    ]
+
+    assert [attribute_of(value, names) for value, *names in asked] == [None] * len(asked)
