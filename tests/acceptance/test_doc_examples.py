@@ -25,7 +25,9 @@ FLAGS = {
 }
 # Sub-kinds: what their finding says.
 KIND_OF = {
-    **dict.fromkeys(("double-release", "over-release", "foreign-release", "exit-held", "destroy-held"), "misuse"),
+    **dict.fromkeys(
+        ("double-release", "over-release", "without-lock", "foreign-release", "exit-held", "destroy-held"), "misuse"
+    ),
     **dict.fromkeys(("collected-unclosed", "open-at-exit"), "leak"),
 }
 # Whose report stands under its kind.
