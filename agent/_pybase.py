@@ -57,7 +57,8 @@ class Core:
     """What changes in the whole twin.  One object, so that all its files see the same."""
 
     __slots__ = (
-        "class_limit", "ending", "interrupted", "listener", "main_ident", "not_owned", "order_dropped", "recording", "totals_lock",
+        "class_limit", "ending", "interrupted", "listener", "main_ident", "not_owned", "order_dropped", "recording",
+        "totals_lock",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, calls, core, forks, interruptions, lastresort, naming, state
 from concagent.model import (
@@ -151,18 +151,21 @@ def of_event(event: state.MisuseEvent) -> Snapshot:
         "ended" if record.ended else "live",
         resolve_stack(event.stack),
     )
-    builder.add_resource(event.cell, _User(event.stack[0][0], None) if event.stack else None)
+    builder.add_resource(event.cell, _User(event.stack[0][0]) if event.stack else None)
     builder.put_resource(_with_creation(builder.resources[event.cell.serial], event.cell))
     if event.hold is not None:
         builder.assign(event.cell, event.hold)
     return builder.build(_real.monotonic_ns(), _real.wall_seconds())
 
 
-class _User(NamedTuple):
-    """Stands for a wait where the name of what somebody uses is looked for."""
+class _User:
+    """Stands for a wait where the name of what somebody uses is looked for: the code that uses it."""
 
-    code: CodeType
-    user: None
+    __slots__ = ("code", "user")
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code
+        self.user = None
 
 
 def _with_creation(resource: Resource, cell: Any) -> Resource:
