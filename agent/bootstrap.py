@@ -345,9 +345,11 @@ class Agent:
 
     def _log(self, finding: Finding) -> None:
         if self._log_sink is None:
-            from concagent.exporters.log import LogSink
+            from concagent.exporters.log import STUCK_KINDS, LogSink
+            from concagent.model import KINDS
 
-            self._log_sink = LogSink(_render_finding, write_stderr=write_stderr)
+            kinds = STUCK_KINDS if following.has_stderr_of_its_own else KINDS
+            self._log_sink = LogSink(_render_finding, write_stderr=write_stderr, stderr_kinds=kinds)
         self._log_sink(finding)
 
     def _open_listeners(self) -> None:

@@ -52,7 +52,9 @@ _SHEBANG_BYTES: Final = 256
 _SPARE_NUMBERS: Final = 64
 
 had_children = False  # whether a child that was forked or told of us may have made the program's board
+has_stderr_of_its_own = False  # whether this is a child whose standard error is not the first process's
 root_pid = 0  # the first process of the program, 0 without an agent
+_stderr = ""  # what the first process's standard error is
 _said: bytes | None = None  # what children are told, behind the word whether they have a PYTHONPATH; None: nothing
 
 
@@ -61,16 +63,26 @@ _said: bytes | None = None  # what children are told, behind the word whether th
 
 def start(config: Config) -> None:
     """Follow children from now on, with these options."""
-    global _said
+    global _said, _stderr
     _said = None
+    _stderr = _stderr or _identity(2)
     options = [f"+{name}={value}" for name, value in settled(config).to_environ().items()]
     seen = [f"?{name}={value}" for name, value in os.environ.items() if name.startswith(PREFIX)]
     origin = os.path.join(_HERE, "__init__.py")
-    root = f"@root={root_pid or os.getpid()}"
-    fields = [sys.implementation.cache_tag or "", sys.prefix, origin, root, *options, *seen]
+    root = [f"@root={root_pid or os.getpid()}", f"@stderr={_stderr}"]
+    fields = [sys.implementation.cache_tag or "", sys.prefix, origin, *root, *options, *seen]
     if any(_SEPARATOR in field for field in fields) or os.pathsep in FOLDER:
         return
     _said = os.fsencode(_SEPARATOR.join(fields))
+
+
+def _identity(descriptor: int) -> str:
+    """Return what is the same for all processes that have the same file, pipe or terminal there."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return "closed"
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def stop() -> None:
@@ -248,11 +260,14 @@ def begin(fields: Iterable[str]) -> None:
     """
     inherited: dict[str, str] = {}
     seen: dict[str, str] = {}
-    global root_pid
+    global root_pid, _stderr, has_stderr_of_its_own
     for field in fields:
         name, _, value = field[1:].partition("=")
         if field[0] == "@":
-            root_pid = int(value)
+            if name == "root":
+                root_pid = int(value)
+            else:
+                _stderr, has_stderr_of_its_own = value, value != _identity(2)
             continue
         (inherited if field[0] == "+" else seen)[name] = value
     own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and seen.get(name) != value}

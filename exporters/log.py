@@ -14,7 +14,7 @@ Assumes    called from a delivery thread only: a handler may block for ever, for
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from concagent.model import KINDS, Finding
@@ -35,6 +35,9 @@ WARNING_KINDS: Final = frozenset(
     }
 )
 ERROR_KINDS: Final = frozenset(KINDS) - WARNING_KINDS
+# Somebody is stuck for good.  Of a child that was executed with a standard error of its own nothing else is written there: its
+# parent reads that, and may compare it with what it expects.
+STUCK_KINDS: Final = frozenset({"deadlock", "stall", "orphaned-lock"})
 
 
 class LogSink:
@@ -45,6 +48,7 @@ class LogSink:
         render: Callable[[Finding], str],
         logger_name: str = LOGGER,
         write_stderr: Callable[[str], object] | None = None,
+        stderr_kinds: Collection[str] = frozenset(KINDS),
     ) -> None:
         """Keep what is needed; nothing is rendered unless somebody will read it.
 
@@ -53,10 +57,12 @@ class LogSink:
             logger_name: Name of the logger.
             write_stderr: Writes to the process's standard error; used where no handler is configured.  None leaves that
                 case to ``logging``.
+            stderr_kinds: Kinds of findings that are written in that case.
         """
         self._render = render
         self._logger = logging.getLogger(logger_name)
         self._write_stderr = write_stderr
+        self._stderr_kinds = stderr_kinds
 
     def __call__(self, finding: Finding) -> None:
         """Log the finding, at ERROR or WARNING as its kind demands."""
@@ -64,7 +70,8 @@ class LogSink:
         if not self._logger.isEnabledFor(level):
             return
         if self._write_stderr is not None and not self._logger.hasHandlers():
-            self._write_stderr(self._render(finding) + "\n")
+            if finding.kind in self._stderr_kinds:
+                self._write_stderr(self._render(finding) + "\n")
         else:
             # The report is an argument, not the format: it quotes source lines, and those have percent signs.
             self._logger.log(level, "%s", self._render(finding), extra={"finding": finding})

@@ -181,6 +181,35 @@ def test_the_next_sitecustomize_is_run_and_fails_as_ever(family: Family, text: s
     assert agent.stdout == bare.stdout.replace("false\n", "true\n", 1)
 
 
+LEAKS = "import gc; kept = open(__file__); del kept; gc.collect()"
+HANGS = """
+import _thread, threading, time
+a, b = threading.Lock(), threading.Lock()
+def take(one, other):
+    with one:
+        time.sleep(0.3)
+        with other:
+            pass
+for pair in ((a, b), (b, a)):
+    threading.Thread(target=take, args=pair, daemon=True).start()
+time.sleep(2)
+"""
+
+
+@pytest.mark.parametrize(("child", "word"), [(LEAKS, "leak"), (HANGS, "deadlock")])
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_child_whose_stderr_its_parent_reads_has_there_only_who_is_stuck(
+    family: Family, child: str, word: str, captured: bool
+) -> None:
+    family.child.write_text(child, encoding="utf-8")
+    how = "stderr=subprocess.PIPE" if captured else ""
+
+    done = family.start(AGENT, f"print((subprocess.run([sys.executable, CHILD], {how}).stderr or b'').decode())")
+
+    assert (word in done.stdout) == (captured and word == "deadlock")
+    assert (word in done.stderr) == (not captured)
+
+
 def test_an_option_that_the_child_cannot_have_leaves_it_bare_and_quiet(family: Family) -> None:
     env = "dict(os.environ, CONCAGENT_LONG_WAIT='for ever')"
 
