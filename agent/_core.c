@@ -598,7 +598,7 @@ make_types(PyObject *module)
     WaitType = make_type(module, &Wait_spec);
     ThreadEndType = make_type(module, &ThreadEnd_spec);
     if (!LockMetaType || !LockType || !RLockType || !CellType || !ClassType || !RecordType || !WaitType ||
-        !ThreadEndType || Waiter_init(module) < 0 || SemLock_init(module) < 0) {
+        !ThreadEndType || Waiter_init(module) < 0 || SharedCell_init(module) < 0) {
         return -1;
     }
     /* PyType_FromMetaclass is 3.12; the metatype adds one method and no field, so the exchange is safe. */

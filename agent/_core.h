@@ -327,8 +327,10 @@ int Waiter_init(PyObject *module);
 
 /* _core_semlock.c */
 PyObject *core_hasten_semlock(PyObject *module, PyObject *args);
+
+/* _core_sharedcell.c */
 PyObject *core_share(PyObject *module, PyObject *args);
-int SemLock_init(PyObject *module);
+int SharedCell_init(PyObject *module);
 
 /* _core_reach.c */
 PyObject *core_reach_look(PyObject *module, PyObject *args);

@@ -5,30 +5,17 @@
  * count), and note who holds it: in the cell of this process, and on the board that all processes see.  Whatever is
  * unusual, and whoever has to wait, goes on through Python and the original.
  *
- * On the board the word that says who is the last store of an acquisition.  A release marks it FREED in one store,
- * before the semaphore is posted; so it is never stale while the holder lives, and a process that is killed between the
- * two can still be found.  Who finds the lock free says that he tries, from before he does until he has given it back:
- * killed before he could sign, or after he signed off, he is known by that.
- *
- * A cell of the board may be given to another lock when it was not used for long (see board.py): its key is looked at
- * before it is written, and again after the holder was.
+ * What is written on the board, and in which order, is in _core_board.h.
  *
  * Assumes    the original's fields lie as in CPython 3.10 to 3.15; their offsets are compared, and where they differ
  * the methods of Python stay.
  */
-#include "_core.h"
-
-enum { KEY, WHO, START, WHERE, SINCE, TRYING, CELL_WORDS }; /* as in board.py */
+#include "_core_board.h"
 
 #if defined(__linux__)
 #  include <errno.h>
 #  include <semaphore.h>
 
-/* WHO: freed (1 bit), number of the hold (19), process (22), thread (22). */
-#  define FREED (UINT64_C(1) << 63)
-#  define ID_BITS 22
-#  define ONE_HOLD (UINT64_C(1) << 2 * ID_BITS)
-#  define HOLDS (FREED - ONE_HOLD)
 #  define RECURSIVE 0
 #  define LIBRARY UINT32_MAX /* a site that counts as its caller's */
 
@@ -43,7 +30,6 @@ typedef struct {
 } SemLock;
 
 static struct {
-    uint64_t start; /* of this process */
     Py_ssize_t cell_offset;
     PyTypeObject *type;      /* owned, as what follows */
     PyTypeObject *cell_type; /* exactly this one has the fields */
@@ -61,38 +47,6 @@ static struct {
         uint32_t site;
     } sites[SITE_SLOTS];
 } shared;
-
-typedef struct {
-    PyCodeObject *code; /* borrowed: the frame keeps it */
-    int lasti;
-    int entered;
-    uint32_t site;
-} Where;
-#endif
-
-/* What a shared lock's cell (see shared.py) has in both twins. */
-typedef struct {
-    PyObject_HEAD uint64_t *words; /* of the lock, on the board or nowhere */
-    uint64_t key;
-    uint64_t bound; /* the key while it has a place on the board, else 0 */
-    uint64_t place;
-    Record *record;     /* owned or NULL: who took it last */
-    PyCodeObject *code; /* owned or NULL: where */
-    PyObject *hold;     /* owned or NULL: the tuple of this hold, so that two readings can compare identity */
-    uint32_t site;
-    int lasti;
-    char entered;
-    char held;
-} SharedCell;
-
-PyTypeObject *SharedCellType;
-static struct {
-    uint64_t *words; /* NULL for none; mapped as long as the process lives */
-    uint64_t length;
-} board;
-static uint64_t nowhere[CELL_WORDS]; /* the place of a lock that is not on the board; nobody reads it */
-
-#if defined(__linux__)
 
 /* -- where -- */
 
@@ -153,91 +107,6 @@ find_where(int entered)
         frame = back;
     }
     return where;
-}
-
-/* -- who -- */
-
-static inline uint64_t
-who(Record *record)
-{
-    return (uint64_t)record->pid << ID_BITS | (uint64_t)record->native_id;
-}
-
-/* A store that changes nothing is not made: the atomic operation that follows would wait for it. */
-static inline void
-put(uint64_t *word, uint64_t value)
-{
-    if (*word != value) {
-        *word = value;
-    }
-}
-
-/* Say that the calling thread tries to take a lock that seems to be free.  If another says so, he has the lock and will
- * sign, or was killed before he could: then nobody else would know of it. */
-static inline void
-say_trying(SharedCell *cell, Record *record)
-{
-    uint64_t *words = cell->words;
-    uint64_t holder = words[WHO];
-    if (LIKELY((holder == 0 || holder & FREED) && words[TRYING] == 0)) { /* else it is held, or was a moment ago */
-        words[TRYING] = who(record);
-    }
-}
-
-/* Say that it is over, one way or the other.  Not atomic: what another one says at the same moment may be lost. */
-static inline void
-say_done(SharedCell *cell, Record *record)
-{
-    if (cell->words[TRYING] == who(record)) {
-        cell->words[TRYING] = 0;
-    }
-}
-
-static inline void
-took(SharedCell *cell, Record *record, Where where)
-{
-    uint64_t *words = cell->words;
-    PyObject *old_record = NULL, *old_code = NULL;
-    if (LIKELY(words[KEY] == cell->bound)) {
-        put(&words[START], shared.start);
-        put(&words[WHERE], record->serial << 32 | where.site);
-        put(&words[SINCE], (uint64_t)core.tick_ns);
-        put(&words[TRYING], who(record));
-        __atomic_store_n(&words[WHO], ((words[WHO] + ONE_HOLD) & HOLDS) | who(record), __ATOMIC_RELEASE);
-        if (UNLIKELY(__atomic_load_n(&words[KEY], __ATOMIC_ACQUIRE) != cell->bound)) {
-            words[WHO] |= FREED;
-        }
-    }
-    if (UNLIKELY(cell->record != record)) {
-        old_record = (PyObject *)cell->record;
-        cell->record = (Record *)Py_NewRef((PyObject *)record);
-    }
-    if (UNLIKELY(cell->code != where.code)) {
-        old_code = (PyObject *)cell->code;
-        cell->code = (PyCodeObject *)Py_XNewRef((PyObject *)where.code);
-    }
-    if (UNLIKELY(cell->lasti != where.lasti || cell->entered != where.entered)) {
-        cell->lasti = where.lasti;
-        cell->entered = (char)where.entered;
-    }
-    cell->held = 1;
-    if (UNLIKELY(cell->hold != NULL)) {
-        Py_CLEAR(cell->hold);
-    }
-    if (UNLIKELY(old_record != NULL || old_code != NULL)) { /* may run code: all is done by now */
-        Py_XDECREF(old_record);
-        Py_XDECREF(old_code);
-    }
-}
-
-static inline void
-let_go(SharedCell *cell)
-{
-    uint64_t *words = cell->words;
-    cell->held = 0;
-    if (LIKELY(words[KEY] == cell->bound)) {
-        __atomic_store_n(&words[WHO], words[WHO] | FREED, __ATOMIC_RELEASE);
-    }
 }
 
 /* -- the methods -- */
@@ -574,146 +443,3 @@ core_hasten_semlock(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 }
 
 #endif
-
-PyObject *
-core_share(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *words;
-    unsigned long long start;
-    if (!PyArg_ParseTuple(args, "OK", &words, &start)) {
-        return NULL;
-    }
-#if defined(__linux__)
-    shared.start = start;
-#endif
-    if (words != Py_None) {
-        Py_buffer view; /* never given back: the board stays mapped */
-        if (PyObject_GetBuffer(words, &view, PyBUF_WRITABLE) < 0) {
-            return NULL;
-        }
-        board.words = view.buf;
-        board.length = (uint64_t)view.len / sizeof(uint64_t);
-    }
-    Py_RETURN_NONE;
-}
-
-/* -- SharedCell -- */
-
-static PyObject *
-SharedCell_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
-{
-    SharedCell *self = (SharedCell *)type->tp_alloc(type, 0);
-    if (self != NULL) {
-        self->words = nowhere;
-    }
-    return (PyObject *)self;
-}
-
-static PyObject *
-SharedCell_get_place(SharedCell *self, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(self->place);
-}
-
-static int
-SharedCell_set_place(SharedCell *self, PyObject *value, void *Py_UNUSED(closure))
-{
-    uint64_t place = value == NULL ? 0 : PyLong_AsUnsignedLongLong(value);
-    if (PyErr_Occurred()) {
-        return -1;
-    }
-    int fits = place != 0 && board.words != NULL && place < board.length && board.length - place >= CELL_WORDS;
-    self->words = fits ? board.words + place : nowhere;
-    self->bound = fits ? self->key : 0;
-    self->place = place;
-    return 0;
-}
-
-/* (record, code, offset, entered): the same tuple for the whole hold, since readings compare identity. */
-static PyObject *
-SharedCell_get_hold(SharedCell *self, void *Py_UNUSED(closure))
-{
-    if (!self->held) {
-        Py_RETURN_NONE;
-    }
-    if (self->hold == NULL) {
-        int gc = gc_pause(); /* a finalizer could end the hold */
-        PyObject *hold = Py_BuildValue("(OOiO)", self->record, self->code != NULL ? (PyObject *)self->code : Py_None,
-                                       self->lasti, self->entered ? Py_True : Py_False);
-        gc_resume(gc);
-        if (hold == NULL) {
-            return NULL;
-        }
-        self->hold = hold;
-    }
-    return Py_NewRef(self->hold);
-}
-
-/* None: it is held by nobody here.  A tuple: by whom, where the methods are those of Python. */
-static int
-SharedCell_set_hold(SharedCell *self, PyObject *value, void *Py_UNUSED(closure))
-{
-    PyObject *record = NULL, *code = NULL;
-    int lasti = 0, entered = 0, held = value != NULL && value != Py_None;
-    if (held &&
-        (!PyTuple_Check(value) || !PyArg_ParseTuple(value, "O!Oip", RecordType, &record, &code, &lasti, &entered))) {
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_TypeError, "a hold is (record, code, offset, entered)");
-        }
-        return -1;
-    }
-    PyObject *old_record = (PyObject *)self->record, *old_code = (PyObject *)self->code, *old_hold = self->hold;
-    self->record = (Record *)Py_XNewRef(record);
-    self->code = code != NULL && PyCode_Check(code) ? (PyCodeObject *)Py_NewRef(code) : NULL;
-    self->hold = held ? Py_NewRef(value) : NULL;
-    self->lasti = lasti;
-    self->entered = (char)entered;
-    self->held = (char)held;
-    Py_XDECREF(old_record);
-    Py_XDECREF(old_code);
-    Py_XDECREF(old_hold);
-    return 0;
-}
-
-static void
-SharedCell_dealloc(SharedCell *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    Py_CLEAR(self->record);
-    Py_CLEAR(self->code);
-    Py_CLEAR(self->hold);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyGetSetDef SharedCell_getset[] = {
-    {"place", (getter)SharedCell_get_place, (setter)SharedCell_set_place,
-     "Its cell on the board, 0 for none; set after the key.", NULL},
-    {"hold", (getter)SharedCell_get_hold, (setter)SharedCell_set_hold,
-     "(record, code, offset, entered) of the hold by a thread of this process, or None.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-static PyMemberDef SharedCell_members[] = {
-    {"key", T_ULONGLONG, offsetof(SharedCell, key), 0, "The lock's identity in all processes."},
-    {NULL, 0, 0, 0, NULL},
-};
-static PyType_Slot SharedCell_slots[] = {
-    {Py_tp_new, SharedCell_new},
-    {Py_tp_dealloc, SharedCell_dealloc},
-    {Py_tp_getset, SharedCell_getset},
-    {Py_tp_members, SharedCell_members},
-    {0, NULL},
-};
-static PyType_Spec SharedCell_spec = {
-    .name = "concagent._core.SharedCell",
-    .basicsize = sizeof(SharedCell),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .slots = SharedCell_slots,
-};
-
-int
-SemLock_init(PyObject *module)
-{
-    SharedCellType = (PyTypeObject *)PyType_FromModuleAndSpec(module, &SharedCell_spec, NULL);
-    return SharedCellType == NULL ? -1 : 0;
-}
