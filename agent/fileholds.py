@@ -45,7 +45,7 @@ class Held(NamedTuple):
     """A lock that was taken through a descriptor: by whom and where, on which file, and whether others may share it.
 
     ``span`` is None for ``flock``, which has all of the file; ``serial`` is of this very hold; ``inherited`` says that children
-    were forked meanwhile.
+    were forked meanwhile, ``contested`` that another thread has locked the same before and may unlock it for both.
     """
 
     hold: Any  # (record, code, offset, whether it was entered), as of a lock
@@ -56,6 +56,7 @@ class Held(NamedTuple):
     since_ns: int
     serial: int
     inherited: bool = False
+    contested: bool = False
 
     @property
     def kind(self) -> str:
@@ -80,14 +81,16 @@ def note(descriptor: int, frame: FrameType, shared: bool, span: Span | None, is_
     status = os.fstat(descriptor)
     record = core.current_record()
     owner, entered = _owner(frame, is_library)
-    hold = (record, owner.f_code, owner.f_lasti, entered)
     file = (status.st_dev, status.st_ino)
     if len(_holds) >= HOLD_LIMIT:
         for oldest in list(_holds)[: HOLD_LIMIT // 4]:
             _holds.pop(oldest, None)
     key = (descriptor, span)
-    _holds.pop(key, None)
-    _holds[key] = Held(hold, file, descriptor, shared, span, _real.monotonic_ns(), core.next_serial())
+    before = _holds.pop(key, None)
+    contested = before is not None and before.hold[0] is not record and not before.hold[0].ended
+    hold = (record, owner.f_code, owner.f_lasti, entered and not contested)
+    now_ns, serial = _real.monotonic_ns(), core.next_serial()
+    _holds[key] = Held(hold, file, descriptor, shared, span, now_ns, serial, contested=contested)
 
 
 def forget(descriptor: int, span: Span | None = None) -> None:
@@ -138,14 +141,44 @@ def of_file(file: FileKey) -> list[Held]:
     return [held for held in list(_holds.values()) if held.file == file]
 
 
-def in_force() -> list[Held]:
-    """Return the holds that the kernel confirms; a few system calls for each one that was noted."""
-    return [held for held in list(_holds.values()) if is_in_force(held)]
+def of_inode(inode: int) -> list[Held]:
+    """Return the POSIX locks that this process has on a file, of whatever device."""
+    return [held for held in list(_holds.values()) if held.span and held.file[1] == inode and is_in_force(held)]
 
 
 def by(records: set[Any]) -> list[Held]:
-    """Return the holds of these threads that are in force."""
-    return [held for held in list(_holds.values()) if held.hold[0] in records and is_in_force(held)]
+    """Return the holds of these threads that are in force, and forget those that are not."""
+    found = []
+    for key, held in list(_holds.items()):
+        if held.hold[0] not in records:
+            continue
+        if is_in_force(held):
+            found.append(held)
+        elif _holds.get(key) is held:
+            _holds.pop(key, None)
+    return found
+
+
+def others_have(held: Held) -> bool:
+    """Return whether another thread of this process has locked some of the same: an unlock of either is one of both.
+
+    The kernel makes one lock of such two, and lists it at the first descriptor only.
+    """
+    return held.contested or any(
+        other.hold[0] is not held.hold[0]
+        and other.is_in_way_of(False, held.span)
+        and _has_file(other.descriptor, held.file)
+        for other in of_file(held.file)
+        if held.span is not None
+    )
+
+
+def _has_file(descriptor: int, file: FileKey) -> bool:
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == file
 
 
 def is_in_force(held: Held) -> bool:
@@ -194,11 +227,7 @@ class Lock(NamedTuple):
 
 def _locks(descriptor: int, file: FileKey) -> list[Lock]:
     """Return the locks that were taken through a descriptor of ours; none if it is not of this file."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return []
-    return locks_in(f"/proc/self/fdinfo/{descriptor}") if (status.st_dev, status.st_ino) == file else []
+    return locks_in(f"/proc/self/fdinfo/{descriptor}") if _has_file(descriptor, file) else []
 
 
 def locks_in(path: str) -> list[Lock]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Process = tuple[int, int]  # pid and start time
 
 FILE: Final = "file"  # first word of a file's key
+_MOST_SAID: Final = 32  # holds of one process: there is not much room on the board
 _UNLOCK_DOUBT: Final = "a thread that does not wait could unlock or close the locked file, though none has so far"
 _SHARED_DOUBT: Final = "the opening that has the lock is shared with pid {}, which could unlock it"
 
@@ -70,7 +71,8 @@ def said(picture: Snapshot, waiting: Collection[int]) -> dict[str, Any]:
     records = {record for record in core.records() if record.serial in waiting}
     frames = _real.current_frames()
     try:
-        holds = [_hold_said(held, frames.get(held.hold[0].ident)) for held in fileholds.by(records)]
+        latest = fileholds.by(records)[-_MOST_SAID:]
+        holds = [_hold_said(held, frames.get(held.hold[0].ident)) for held in latest]
     finally:
         frames.clear()
     awake = [a for a in picture.actors if a.type == "thread" and a.state not in {"ended", "agent"}]
@@ -82,6 +84,7 @@ def _hold_said(held: fileholds.Held, frame: Any) -> list[Any]:
     record, code, lasti, _ = held.hold
     habit = state.hold_discipline(held, held.hold)
     habit = state.unless_running(habit, held, held.hold, running=state.is_running(frame, held.hold))
+    habit = "bare" if fileholds.others_have(held) else habit
     site = snapshots.call_site(code, lasti)
     where = [site.file, site.line, site.function] if site is not None else None
     key = [FILE, *held.file, int(held.span is not None)]

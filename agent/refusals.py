@@ -50,7 +50,7 @@ def note(descriptor: int, frame: FrameType, shared: bool, span: Span, publish: C
     wait = filewaits.wanted(descriptor, shared, span)
     entries = kernellocks.entries()
     ring = find_ring(entries, os.getpid(), wait.file.key[1], shared, span)
-    mine = [held for held in fileholds.in_force() if ring and held.span is not None and held.file[1] == ring[-1][1]]
+    mine = fileholds.of_inode(ring[-1][1]) if ring else []
     lonely = all(_threads(pid) == 1 for pid in [os.getpid(), *(pid for pid, _ in ring)])
     refusal = Refusal(core.current_record(), wait, state.raw_stack(frame), ring, mine[-1] if mine else None, lonely)
     if ring:

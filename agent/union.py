@@ -74,6 +74,7 @@ class _Joined(NamedTuple):
     keys: dict[int, int]  # resource -> its key
     unsigned: frozenset[int]  # of them the locks whose holder was killed before it could sign, or after it signed off
     files: dict[int, FileHold]  # file -> the hold that is in the way
+    wants: dict[int, Want]  # actor -> how it wants a file
     live: dict[Process, int]  # threads that could do something, where locks on files are used
 
 
@@ -81,6 +82,19 @@ def _may_be_handed_over(waiting: set[int]) -> bool:
     """Return whether a thread of ours but these runs a function that looks as if it releases what others have taken."""
     not_asked = {record.ident for record in core.records() if record.agent or record.serial in waiting}
     return any(calls.may_hand_over(frame) for ident, frame in _real.current_frames().items() if ident not in not_asked)
+
+
+def _file_edges(joined: _Joined, requests: Iterable[RequestEdge]) -> list[tuple[FileHold, Want]] | None:
+    """Return the waits for files with the holds in their way; None if a hold is only in that of another one's waiter."""
+    edges = []
+    for request in requests:
+        hold, want = joined.files.get(request.resource), joined.wants.get(request.actor)
+        if hold is None:
+            continue
+        if want is None or want.file != request.resource or not hold.is_in_way_of(want):
+            return None
+        edges.append((hold, want))
+    return edges
 
 
 class Union:
@@ -166,8 +180,9 @@ class Union:
         if len(processes) < 2 or not deadlock.ring_is_closed(joined.picture, ring):
             return
         requests = {edge.actor: edge for edge in joined.picture.requests}
-        awaited = {requests[serial].resource for serial in ring}
-        files = [hold for file, hold in joined.files.items() if file in awaited]
+        files = _file_edges(joined, [requests[serial] for serial in ring])
+        if files is None:
+            return
         key = frozenset(
             (
                 joined.process_of[serial],
@@ -177,14 +192,15 @@ class Union:
                 joined.holders.get(requests[serial].resource),
             )
             for serial in ring
-        ) | {hold.identity for hold in files}
+        ) | {(hold.identity, want.actor, want.shared, str(want.span)) for hold, want in files}
         if key in self._told:
             return
         first_ns = self._candidates[key] = known.get(key, now_ns)
         if any(joined.spoken_ns[process] <= first_ns for process in processes):
             return
         del self._candidates[key]
-        doubt = fileunion.doubt_of(joined.picture, ring, files, joined.process_of, joined.live) if files else None
+        holds = [hold for hold, _ in files]
+        doubt = fileunion.doubt_of(joined.picture, ring, holds, joined.process_of, joined.live) if holds else None
         if doubt and now_ns - max(requests[serial].since_ns for serial in ring) < self._config.stall_after * 1e9:
             return
         self._told.add(key)
@@ -388,7 +404,16 @@ class _Joiner:
         keys = {number: int(key, 16) for number, key in self.keys.items() if isinstance(key, str)}
         unsigned = frozenset(self.unsigned)
         return _Joined(
-            picture, self.process_of, self.spoken_ns, self.holders, self.cells, keys, unsigned, files, self.live
+            picture,
+            self.process_of,
+            self.spoken_ns,
+            self.holders,
+            self.cells,
+            keys,
+            unsigned,
+            files,
+            {want.actor: want for want in self.wants},
+            self.live,
         )
 
     def _hold_lock(self, number: int, key: int) -> None:

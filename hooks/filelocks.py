@@ -20,7 +20,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, fileholds, filewaits, state
+from concagent import _real, core, fileholds, filewaits, interruptions, state
 from concagent.errors import DeadlockError
 from concagent.hooks.patching import AliasScan, Patch, PatchSet, Switch
 
@@ -43,6 +43,7 @@ _OPERATIONS: Final[dict[int, int]] = (
     if fcntl is not None and hasattr(os, "lockf")
     else {}
 )
+_WITHOUT_WAITING: Final[dict[Any, int]] = {_os_lockf: os.F_TLOCK} if hasattr(os, "lockf") else {}
 
 
 class Replacements:
@@ -142,16 +143,25 @@ def _lock(
     operation: int,
     span: fileholds.Span | None,
 ) -> Any:
-    """Call the original with a wait published, and note what came of it; ``operation`` has ``LOCK_SH`` or ``LOCK_EX``."""
+    """Call the original, with a wait published if it has to wait, and note what came of it.
+
+    A free lock is taken by an attempt that does not wait: that saves the half of our time.  A lock that is converted is lost
+    by such an attempt as by the wait.
+    """
     fd, shared = args[0], bool(operation & fcntl.LOCK_SH)
-    if operation & fcntl.LOCK_NB:
-        try:
-            result = original(*args, **kwargs)
-        except OSError as error:
-            if error.errno in _BUSY:
-                _note(filewaits.note_failure, fd, frame, shared, span)
+    tries = bool(operation & fcntl.LOCK_NB)
+    is_busy = False
+    result = None
+    try:
+        attempt = args if tries else (fd, _WITHOUT_WAITING.get(original, operation | fcntl.LOCK_NB), *args[2:])
+        result = original(*attempt, **kwargs)
+    except OSError as error:
+        is_busy = error.errno in _BUSY and not interruptions.is_of_handler(error)
+        if is_busy and tries:
+            _note(filewaits.note_failure, fd, frame, shared, span)
+        if tries or not is_busy:
             raise
-    else:
+    if is_busy:  # outside of the handler: what the wait raises is no consequence of the attempt
         result = _wait_for(original, frame, args, kwargs, shared, span)
     _note(filewaits.note_hold, fd, frame, shared, span)
     return result

@@ -535,6 +535,72 @@ SOUND = {
             process.join()
         """,
     ),
+    "two who wait for one file wait for different bytes of it": (
+        """
+        ALL = "1234"
+        def first_bytes():
+            with open("a", "r+") as file:
+                lockf(file, LOCK_EX, 10, 0)
+                sign("1")
+                meet(*ALL)
+                with Held("b"):
+                    pass
+        def other_bytes():
+            with open("a", "r+") as file:
+                lockf(file, LOCK_EX, 10, 20)
+                sign("2")
+                meet(*ALL)
+                pause(4)
+        def wants_first():
+            with open("a", "r+") as file:
+                sign("3")
+                meet(*ALL)
+                pause(0.2)
+                lockf(file, LOCK_EX, 10, 0)
+        def wants_other():
+            with open("a", "r+") as file, Held("b"):
+                sign("4")
+                meet(*ALL)
+                lockf(file, LOCK_EX, 10, 20)
+        """,
+        """
+        open("a", "w").close()
+        processes = [start(function) for function in (first_bytes, other_bytes, wants_first, wants_other)]
+        for process in processes:
+            process.join()
+        """,
+    ),
+    "another thread of the holder's has locked the same bytes, and unlocks them for both": (
+        """
+        def holder():
+            def early():
+                with open("a", "r+") as file, Held("a", lockf):
+                    sign("early")
+                    meet("1", "2")
+                    pause(4)
+            thread = threading.Thread(target=early)
+            thread.start()
+            meet("early")
+            with Held("a", lockf):
+                sign("1")
+                meet("1", "2")
+                with Held("b"):
+                    pass
+            thread.join()
+        def other():
+            with Held("b"):
+                sign("2")
+                meet("1", "2")
+                with Held("a", lockf):
+                    pass
+        """,
+        """
+        open("a", "w").close()
+        both = start(holder), start(other)
+        for process in both:
+            process.join()
+        """,
+    ),
     "a POSIX lock is lost with any descriptor of the file": (
         """
         def one():

@@ -191,6 +191,27 @@ def test_a_posix_lock_is_no_hold_after_any_descriptor_of_the_file_was_closed(age
         assert holds_of(file.fileno()) == []
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_bytes_that_another_thread_has_locked_too_are_not_its_alone(agent: Any, path: Path, again: bool) -> None:
+    """An unlock of either thread is one of both; with one file object the second hold even takes the place of the first."""
+    first, second = path.open("r+b"), path.open("r+b")
+    hold = threading.Event()
+    thread = threading.Thread(target=lambda: (fcntl.lockf(first, fcntl.LOCK_EX), hold.wait()))
+    thread.start()
+    until(lambda: holds_of(first.fileno()))
+
+    mine = first if again else second
+    fcntl.lockf(mine, fcntl.LOCK_EX, *(() if again else (10,)))
+
+    (held,) = holds_of(first.fileno())  # the kernel makes one of two
+    assert (held.hold[0] is core.current_record()) is again
+    assert fileholds.others_have(held)
+    hold.set()
+    thread.join()
+    first.close()
+    second.close()
+
+
 def test_a_lock_of_another_mode_replaces_the_first(agent: Any, path: Path) -> None:
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
