@@ -36,6 +36,7 @@ RLockType: Final[Any] = _thread.RLock
 INSTANTIABLE: Final = sys.version_info >= (3, 13)  # ``type(Lock())()`` is refused before
 start_new_thread: Final = _thread.start_new_thread
 get_ident: Final = _thread.get_ident
+thread_count: Final[Any] = _thread._count
 get_native_id: Final = getattr(_thread, "get_native_id", lambda: 0)
 ThreadLocal: Final = _thread._local
 
@@ -69,6 +70,8 @@ _OWN_FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTR
 
 
 agent_idents: Final[set[int]] = set()  # of the agent's threads that run; cleared in a fork's child
+counted_idents: Final[set[int]] = set()  # of them those that ``_thread._count()`` counts
+_counted_and_gone = 0
 
 
 def run_agent_thread(function: Callable[..., object], args: tuple[Any, ...] = ()) -> None:
@@ -79,6 +82,29 @@ def run_agent_thread(function: Callable[..., object], args: tuple[Any, ...] = ()
         function(*args)
     finally:
         agent_idents.discard(ident)
+
+
+def count_program_threads() -> int:
+    """Return what ``_thread._count()`` would return without the agent."""
+    return max(0, int(thread_count()) - len(counted_idents) - _counted_and_gone)
+
+
+def forget_agent_threads() -> set[int]:
+    """Return the idents of the threads that a fork's child has lost; CPython goes on counting them."""
+    global _counted_and_gone
+    gone = agent_idents - {get_ident()}
+    _counted_and_gone += len(counted_idents)
+    agent_idents.clear()
+    counted_idents.clear()
+    return gone
+
+
+def _run_counted(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    counted_idents.add(get_ident())
+    try:
+        run_agent_thread(function, args)
+    finally:
+        counted_idents.discard(get_ident())
 
 
 def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -> int:
@@ -92,13 +118,13 @@ def start_agent_thread(function: Callable[..., object], args: tuple[Any, ...]) -
     """
     set_mask = getattr(_signal, "pthread_sigmask", None)
     if set_mask is None:
-        return start_new_thread(run_agent_thread, (function, args))
+        return start_new_thread(_run_counted, (function, args))
     # Asked for first: setting it can raise, since it runs Python handlers of signals that came.
     former = set_mask(_signal.SIG_BLOCK, ())
     try:
         faults = {getattr(_signal, name, 0) for name in _OWN_FAULTS}
         set_mask(_signal.SIG_BLOCK, _signal.valid_signals() - faults)
-        return start_new_thread(run_agent_thread, (function, args))  # the thread inherits the mask of its creator
+        return start_new_thread(_run_counted, (function, args))  # the thread inherits the mask of its creator
     finally:
         set_mask(_signal.SIG_SETMASK, former)
 

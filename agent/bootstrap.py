@@ -747,8 +747,7 @@ class Agent:
     def after_fork_in_child(self) -> None:
         """Begin anew: no findings, no threads but the caller's, sockets and pipes of our own."""
         self._paused = False
-        gone = _real.agent_idents - {_real.get_ident()}
-        _real.agent_idents.clear()
+        gone = _real.forget_agent_threads()
         try:
             halfloaded.forget(gone)
         except Exception as error:  # noqa: BLE001 - border: importlib's own affairs differ from version to version

@@ -8,11 +8,12 @@ is one at once, and what the program sees must be the same.
 The entry of the calling thread is the frame that calls, as with the original, and not ours.  A callback of the program's that
 runs on a thread of ours sees the thread that it runs on.
 
-Limits     ``_thread._count()``, ``faulthandler``'s tracebacks and what the operating system counts have our threads in them.
+Limits     ``faulthandler``'s tracebacks and what the operating system counts have our threads in them.
 """
 
 from __future__ import annotations
 
+import _thread
 import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,12 @@ def current_exceptions() -> dict[int, Any]:
     return exceptions
 
 
+@functools.wraps(_real.thread_count)
+def thread_count() -> int:
+    """Return the number of threads of the program that it has started and that run."""
+    return _real.count_program_threads()
+
+
 def _leave_out(by_ident: dict[int, Any]) -> None:
     for ident in _real.agent_idents - {_real.get_ident()}:
         by_ident.pop(ident, None)
@@ -53,4 +60,5 @@ def add_patches(patches: PatchSet) -> None:
     patches.add(
         Patch(sys, "_current_frames", current_frames, "sys._current_frames"),
         Patch(sys, "_current_exceptions", current_exceptions, "sys._current_exceptions"),
+        Patch(_thread, "_count", thread_count, "_thread._count"),
     )

@@ -51,6 +51,30 @@ def test_a_program_sees_its_own_threads_and_not_the_agents(run: Run) -> None:
     assert run(code) == "True\nTrue\n"
 
 
+def test_a_program_counts_its_own_threads_only_also_before_and_after_forks(run: Run) -> None:
+    code = """
+        import _thread, os, threading, warnings
+        warnings.simplefilter("ignore")
+        end = threading.Event()
+        counts = [_thread._count()]
+        thread = threading.Thread(target=end.wait)
+        thread.start()
+        counts.append(_thread._count())
+        for _ in range(2):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(_thread._count())
+            counts.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            counts.append(_thread._count())
+            if not end.is_set():
+                end.set()
+                thread.join()
+        print(counts)
+        """
+
+    assert run(code) == "[0, 1, 1, 1, 0, 0]\n"
+
+
 def test_the_callers_entry_is_its_own_frame(run: Run) -> None:
     code = """
         import sys, threading
