@@ -281,13 +281,23 @@ extern PyType_Spec Wait_spec;
 PyObject *core_signal_register(PyObject *module, PyObject *args);
 PyObject *core_signal_unregister(PyObject *module, PyObject *args);
 
+/* _core_asked.c */
+extern PyMethodDef core_methods[];
+
+/* _core_publish.c */
+PyObject *core_find_cell(PyObject *module, PyObject *args);
+PyObject *core_keep_cell(PyObject *module, PyObject *args);
+PyObject *core_begin_wait(PyObject *module, PyObject *args);
+PyObject *core_wait_mark(PyObject *module, PyObject *none);
+PyObject *core_end_waits(PyObject *module, PyObject *mark);
+PyObject *core_check_wait(PyObject *module, PyObject *wait);
+PyObject *core_wake_victim(PyObject *module, PyObject *args);
+
 /* _core_sync.c */
 int Sync_init(PyObject *module);
 PyObject *core_configure_sync(PyObject *module, PyObject *args);
 PyObject *core_configure_not_owned(PyObject *module, PyObject *hook);
 int Sync_not_owned(void);
-PyObject *core_find_cell(PyObject *module, PyObject *args);
-PyObject *core_keep_cell(PyObject *module, PyObject *args);
 PyObject *core_sync_method(PyObject *module, PyObject *args);
 
 /* _core_simplequeue.c */

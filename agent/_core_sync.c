@@ -24,32 +24,6 @@ kind_of(PyCodeObject *code)
     return NULL;
 }
 
-/* Nothing runs between the look and the store, so a cell is made once, whatever threads come at the same time. */
-PyObject *
-core_keep_cell(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *target, *name, *cell;
-    if (!PyArg_ParseTuple(args, "OUO:keep_cell", &target, &name, &cell)) {
-        return NULL;
-    }
-    PyObject *found = attribute(target, name);
-    if (found != NULL || PyErr_Occurred()) {
-        return found;
-    }
-    return PyObject_GenericSetAttr(target, name, cell) < 0 ? NULL : Py_NewRef(cell);
-}
-
-PyObject *
-core_find_cell(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *target, *name;
-    if (!PyArg_ParseTuple(args, "OU:find_cell", &target, &name)) {
-        return NULL;
-    }
-    PyObject *found = attribute(target, name);
-    return found != NULL || PyErr_Occurred() ? found : Py_NewRef(Py_None);
-}
-
 /* -- Condition.wait -- */
 
 /* The cell of what is waited for, which lies in the condition; made on first use.  NULL: there is none, an exception
