@@ -348,9 +348,8 @@ def concurrent_future_of(task: Any) -> Any:
     return None
 
 
-def coming_future_of(handle: Any) -> Any:
+def coming_future_of(callback: Any) -> Any:
     """Return the concurrent future of a task that ``run_coroutine_threadsafe`` has ordered and the loop not yet made."""
-    callback = getattr(handle, "_callback", None)
     if getattr(callback, "__qualname__", "") == "run_coroutine_threadsafe.<locals>.callback":
         return _cell(callback, "future")
     return None

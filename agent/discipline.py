@@ -96,6 +96,17 @@ def calls_behind(code: CodeType, lasti: int, methods: frozenset[str]) -> tuple[t
 
 
 @functools.lru_cache(maxsize=256)
+def called_on(code: CodeType, lasti: int, methods: frozenset[str]) -> tuple[str, ...] | None:
+    """Return the dotted name of the object whose method a function calls at an instruction, None if it is no such name."""
+    instructions = instructions_of(code)
+    for i in range(len(instructions) - 1, -1, -1):
+        ins = instructions[i]
+        if ins.offset <= lasti and ins.opname in _ATTRIBUTES and ins.argval in methods:
+            return expression_of(instructions, i - 1)
+    return None
+
+
+@functools.lru_cache(maxsize=256)
 def has_another_way(code: CodeType, lasti: int, method: str) -> bool:
     """Return whether a call that raises ``RuntimeError`` is caught by a handler that calls the same method, or takes a lock."""
     if "RuntimeError" not in code.co_names:

@@ -2,8 +2,8 @@
 
 A loop's thread is in ``run_forever``; whether it is asleep in its selector or inside a callback is read from the frames.  A loop
 asleep that has no timer, nothing ready, no descriptor but its own pipe and no signal handler wakes up only if another
-thread calls it.  Loops that are not made of asyncio's own base class (uvloop) keep all this in C: they are not
-seen to run, and their tasks count as able to go on.
+thread calls it.  Loops of uvloop keep all this in C; what can be read of them is in ``uvloops``.  Others that are not made of
+asyncio's own base class are not seen to run, and their tasks count as able to go on.
 
 Assumes    copies of lists and deques are atomic under the GIL; where one changes meanwhile, the answer is "alive".
 Sources    CPython Lib/asyncio/base_events.py, selector_events.py, unix_events.py, 3.10-3.15.
@@ -17,7 +17,7 @@ import sys
 from types import BuiltinMethodType, CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import awaits
+from concagent import awaits, uvloops
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,7 +32,7 @@ class LoopView(NamedTuple):
     """A loop that a thread is running.
 
     ``turn`` is None while the loop is asleep in its selector, else the identity of the step that it is in: one value as long
-    as it has not come back from one callback.
+    as it has not come back from one callback.  Of a loop of uvloop it says only that it is in some step (see `uvloops.Ping`).
     """
 
     loop: Any
@@ -60,6 +60,11 @@ def running_loops(frames: dict[int, FrameType]) -> list[LoopView]:
             elif frame.f_code is forever:
                 found.append(LoopView(frame.f_locals["self"], ident, _turn(turning, called)))
                 break
+            else:
+                loop = uvloops.run_by(frame)
+                if loop is not None:
+                    found.append(LoopView(loop, ident, None if below is None else (0.0, id(below))))
+                    break
             below, frame = frame, frame.f_back
     return found
 
@@ -75,12 +80,14 @@ def _turn(turning: FrameType | None, called: FrameType | None) -> tuple[float, i
 
 def is_readable(loop: Any) -> bool:
     """Return whether this is a loop whose timers and descriptors can be read."""
-    return isinstance(getattr(loop, "_scheduled", None), list) and hasattr(loop, "_ready")
+    return uvloops.is_one(loop) or (isinstance(getattr(loop, "_scheduled", None), list) and hasattr(loop, "_ready"))
 
 
 def may_wake_by_itself(loop: Any) -> bool:
     """Return whether something that the loop knows of may wake it: a timer, a descriptor, a signal, work that is ready."""
-    if not is_readable(loop) or loop._ready or loop._stopping or getattr(loop, "_signal_handlers", None):  # noqa: SLF001
+    if uvloops.is_one(loop) or not is_readable(loop):
+        return True
+    if loop._ready or loop._stopping or getattr(loop, "_signal_handlers", None):  # noqa: SLF001
         return True
     if any(not timer._cancelled for timer in list(loop._scheduled)):  # noqa: SLF001
         return True
@@ -95,14 +102,19 @@ def with_timers(loop: Any, wanted: Collection[int]) -> set[int]:
     many things to look through counts as knowing all.
     """
     found: set[int] = set()
-    for timer in list(loop._scheduled):  # noqa: SLF001
-        if timer._cancelled:  # noqa: SLF001
-            continue
-        reached = _reachable([timer._callback, timer._args], wanted)  # noqa: SLF001
+    for called in _timers(loop):
+        reached = _reachable(called, wanted)
         if reached is None:
             return set(wanted)
         found |= reached
     return found
+
+
+def _timers(loop: Any) -> list[list[Any]]:
+    """Return callback and arguments of each timer."""
+    if uvloops.is_one(loop):
+        return uvloops.timers(loop)
+    return [[timer._callback, timer._args] for timer in list(loop._scheduled) if not timer._cancelled]  # noqa: SLF001
 
 
 def _reachable(roots: list[Any], wanted: Collection[int]) -> set[int] | None:
@@ -150,10 +162,10 @@ def is_loop(one: Any) -> bool:
 
 
 def ready(loop: Any) -> list[Any]:
-    """Return the handles that a loop is to run next, () if they change too quickly to be copied."""
+    """Return the callbacks that a loop is to run next, () if they change too quickly to be copied."""
     for _ in range(3):
         try:
-            return list(loop._ready)  # noqa: SLF001
+            return uvloops.ready(loop) if uvloops.is_one(loop) else [handle._callback for handle in list(loop._ready)]  # noqa: SLF001
         except RuntimeError:  # changed while it was copied
             continue
     return []

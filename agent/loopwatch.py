@@ -4,7 +4,10 @@ Once a tick we look, on our own thread, at where each loop's thread is: asleep i
 turn (``loops``).  The same callback in looks further apart than the threshold is told once, with its stack.  The loop does
 nothing for it, unlike under asyncio's debug mode, which times every callback and tells only after it has come back.
 
-Limits     what blocks for less than the threshold and a tick may be missed; a loop that is not asyncio's own is not seen.
+A loop of uvloop does not show which turn it is in, so when we find it in a callback it is asked to run one of ours: that it has
+not is what tells that it has not turned.
+
+Limits     what blocks for less than the threshold and a tick may be missed; a loop of another make is not seen.
 Cost       O(threads' frames) a tick, in programs that have loaded asyncio.
 """
 
@@ -14,7 +17,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from concagent import _real, awaits, core, loops, snapshots
+from concagent import _real, awaits, core, loops, snapshots, uvloops
 from concagent.detectors import loop as detector
 from concagent.model import Actor, CallSite
 
@@ -54,6 +57,7 @@ class LoopWatch:
         self._publish = publish
         self._is_told = is_told
         self._steps: dict[int, _Step] = {}
+        self._pings: dict[int, uvloops.Ping] = {}
         self._told: set[tuple[int, tuple[float, int]]] = set()
 
     def look(self, now_ns: int) -> None:
@@ -66,7 +70,8 @@ class LoopWatch:
 
     def _look(self, frames: dict[int, FrameType], now_ns: int) -> None:
         steps: dict[int, _Step] = {}
-        for view in loops.running_loops(frames):
+        for seen in loops.running_loops(frames):
+            view = self._with_turn(seen)
             if view.turn is None:
                 continue
             before = self._steps.get(view.ident)
@@ -79,6 +84,16 @@ class LoopWatch:
                 self._publish(self._finding(view, frames[view.ident], now_ns - before.since_ns))
         self._told &= {(ident, step.turn) for ident, step in steps.items()}
         self._steps = steps
+
+    def _with_turn(self, view: loops.LoopView) -> loops.LoopView:
+        """Return a view whose turn is another one whenever the loop has gone on: of uvloop's we have to ask the loop."""
+        if view.turn is None or not uvloops.is_one(view.loop):
+            return view
+        ping = self._pings.get(view.ident)
+        if ping is None or ping.is_answered or ping.loop() is not view.loop:
+            number = ping.number + 1 if ping is not None else 1
+            ping = self._pings[view.ident] = uvloops.Ping(view.loop, _real.weak_reference(view.loop), number)
+        return view._replace(turn=(float(ping.number), view.turn[1]))
 
     def _waits_in(self, view: loops.LoopView) -> bool:
         record = core.record_of_ident(view.ident)

@@ -418,8 +418,8 @@ class Scene:
         for running in self.loops.values():
             record = core.record_of_ident(running.ident)
             if record is not None and running.ident in self.stuck_threads and loops.is_readable(running.loop):
-                for handle in loops.ready(running.loop):
-                    self._hold_future(awaits.coming_future_of(handle), awaited, record.serial)
+                for callback in loops.ready(running.loop):
+                    self._hold_future(awaits.coming_future_of(callback), awaited, record.serial)
 
     def _hold_future(self, future: Any, awaited: set[int], holder: int) -> None:
         if future is None:
