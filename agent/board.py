@@ -264,6 +264,10 @@ class Board:
             _real.sleep(0.001)
         return None
 
+    def root(self) -> int:
+        """Return the pid of the process that the board is called after."""
+        return int(self.path.rpartition("-")[0].rpartition("-")[2])
+
     def remove(self) -> None:
         """Take the file away; who has mapped it keeps it."""
         try:

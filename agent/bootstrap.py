@@ -503,7 +503,10 @@ class Agent:
         from concagent import shared
         from concagent.union import Union
 
-        union = self._union = Union(self.config, self.monitor.publish, self.monitor.look_later)
+        def is_told(serial: int, epoch: int) -> bool:
+            return self.monitor.judge().is_told(serial, epoch)
+
+        union = self._union = Union(self.config, self.monitor.publish, self.monitor.look_later, is_told)
 
         def look_soon() -> None:
             state.post(state.CallEvent(union.begin))

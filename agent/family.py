@@ -258,6 +258,7 @@ def _threads(pid: int) -> list[tuple[int, str, str, str]]:
 
 def _waits_on_board(one: Process) -> list[str]:
     """Return a sentence for each wait that the process published."""
+    from concagent.asleep import read
     from concagent.union import decode
 
     board = _board_of(one.pid)
@@ -265,9 +266,11 @@ def _waits_on_board(one: Process) -> list[str]:
     for slot in board.slots() if board is not None else ():
         said = decode(slot.payload, (slot.pid, slot.start)) if (slot.pid, slot.start) == (one.pid, start) else None
         if said is not None:
+            asleep = read(said.asleep)
             names = {actor[0]: actor[2] for actor in said.actors}
-            resources = {resource[0]: resource for resource in said.resources}
-            return [_sentence(names.get(r[0], "a thread"), resources[r[1]], r[2], r[4]) for r in said.requests]
+            resources = {resource[0]: resource for resource in (*(asleep.resources if asleep else ()), *said.resources)}
+            waits = {r[0]: r for r in (*(asleep.requests if asleep else ()), *said.requests)}
+            return [_sentence(names.get(r[0], "a thread"), resources[r[1]], r[2], r[4]) for r in waits.values()]
     return []
 
 

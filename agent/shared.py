@@ -18,8 +18,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, following, state
-from concagent.board import LOCKS, Board, Holder, clean, folders, parent_of, path_in, start_time
+from concagent import _real, core, following, state, whohas
+from concagent.board import LOCKS, Board, Holder, clean, folders, is_alive, parent_of, path_in, start_time
 from concagent.discipline import discipline
 from concagent.model import CallSite
 from concagent.snapshots import call_site, is_own_code
@@ -44,8 +44,11 @@ _me = (0, 0)
 _sites: dict[tuple[int, int, bool], tuple[CodeType, int]] = {}
 _cells: dict[int, Any] = {}  # serial -> weak reference to the object that has the cell
 ends: dict[int, int] = {}  # serial of a resource, the end of a child -> the child's pid
+awaited: dict[int, tuple[str, ...]] = {}  # serial of a resource -> what can end a wait for it; see ``whohas``
+_files: dict[int, str | None] = {}  # serial of a cell -> its semaphore, as in ``whohas``
 has_waits: Callable[[], bool] = lambda: False  # noqa: E731 - whether a thread waits for any of this
 has_file_waits: Callable[[], bool] = lambda: False  # noqa: E731 - the same for locks on files
+waits: Callable[[], frozenset[Any]] = frozenset  # what is the same as long as the same threads wait for any of this
 on_long_wait: Callable[[], None] = lambda: None  # noqa: E731 - called when a wait for a shared lock has become long
 
 
@@ -153,6 +156,11 @@ class Cell(SharedCell):
             return None
         found = board.holder(self.place)
         return found if board.is_of(self.place, self.key) else None
+
+    def is_held_by_the_living(self) -> bool:
+        """Return whether somebody is known to hold it, and his process lives."""
+        holder = self.holder()
+        return holder is not None and is_alive(holder.pid, holder.start)
 
 
 def me() -> tuple[int, int]:
@@ -278,7 +286,18 @@ def is_firm(habit: str) -> bool:
 def register(cell: Cell, target: Any) -> None:
     """Remember whose cell this is; ``target`` can be referred to weakly."""
     serial = cell.serial
-    _cells[serial] = _real.weak_reference(target, lambda _: _cells.pop(serial, None))
+    _cells[serial] = _real.weak_reference(target, lambda _: (_cells.pop(serial, None), _files.pop(serial, None)))
+
+
+def file_of(cell: Cell) -> str | None:
+    """Return what names a lock's semaphore in ``whohas``; None where that cannot be told."""
+    if cell.serial not in _files:
+        reference = _cells.get(cell.serial)
+        made = reference() if reference is not None else None
+        if made is None:
+            return None
+        _files[cell.serial] = whohas.semaphore_key(int(made.handle), named=made.name is not None)
+    return _files[cell.serial]
 
 
 def cells() -> list[Cell]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from concagent.board import Board
     from concagent.config import Config
     from concagent.model import Finding
+    from concagent.standstill import Standstill
 
 AGAIN_NS: Final = 60_000_000  # between two looks while something is being confirmed
 LOOKS: Final = 25  # such looks before the usual rhythm
@@ -61,6 +62,7 @@ class Said(NamedTuple):
     requests: list[Any]
     holds: list[Any]
     files: Any = None  # of locks on files, see `fileunion.said`; None where there are none
+    asleep: Any = ()  # see ``asleep.say``
 
 
 class _Joined(NamedTuple):
@@ -76,6 +78,8 @@ class _Joined(NamedTuple):
     files: dict[int, FileHold]  # file -> the hold that is in the way
     wants: dict[int, Want]  # actor -> how it wants a file
     live: dict[Process, int]  # threads that could do something, where locks on files are used
+    said: dict[Process, tuple[int, Any]]  # when each spoke, and who is asleep there
+    number: Callable[[Process, int], int]  # of an actor
 
 
 def _may_be_handed_over(waiting: set[int]) -> bool:
@@ -101,12 +105,17 @@ class Union:
     """What one process finds out of all."""
 
     def __init__(
-        self, config: Config, publish: Callable[[Finding], None], look_later: Callable[[int, Any], None]
+        self,
+        config: Config,
+        publish: Callable[[Finding], None],
+        look_later: Callable[[int, Any], None],
+        is_told: Callable[[int, int], bool],
     ) -> None:
-        """Keep what is needed to speak and to come back; see `judge.Judge`."""
+        """Keep what is needed to speak and to come back, and who knows what was told here; see `judge.Judge`."""
         self._config = config
         self._publish = publish
         self._look_later = look_later
+        self._is_told = is_told
         self._reset()
 
     def _reset(self) -> None:
@@ -114,10 +123,12 @@ class Union:
         self._asked = 0
         self._next_ns = 0
         self._pause_ns = 0
+        self._waits = self._looked = frozenset[Any]()  # at the last tick, at the last look
         self._looks = 0
         self._candidates: dict[Any, int] = {}
         self._told: set[Any] = set()
         self._serials: dict[Any, int] = {}
+        self._standstill: Standstill | None = None
 
     def after_fork_in_child(self) -> None:
         """Start over."""
@@ -126,12 +137,19 @@ class Union:
 
     def tick(self, now_ns: int) -> None:
         """Look if somebody waits here for something shared, or another process asks; once a second."""
+        waits = shared.waits()
+        lasting = bool(waits) and waits == self._waits and waits != self._looked
+        self._waits = waits
         board = shared.board()
+        if board is None and lasting:
+            board = shared.get_board()  # without any shared lock: pipes
         if board is None:
             return
         asked = board.asked()
-        if asked != self._asked or now_ns >= self._next_ns:
-            self._asked = asked
+        if asked != self._asked or now_ns >= self._next_ns or lasting:
+            self._asked, self._looked = asked, waits
+            if lasting:
+                self._pause_ns = 0
             self._pause_ns = min(QUIET_NS, max(900_000_000, self._pause_ns * 2))
             self._next_ns = now_ns + self._pause_ns
             self._look(board)
@@ -164,6 +182,7 @@ class Union:
         for ring in graph.find_rings(joined.picture):
             self._judge_ring(joined, ring, known, began_ns)
         self._judge_orphans(board, joined, known, began_ns)
+        self._judge_standstill(board, joined, known, began_ns)
         if self._candidates and self._looks < LOOKS:
             if not self._looks:
                 board.ask()
@@ -245,6 +264,21 @@ class Union:
             del self._candidates[key]
             self._told.add(key)
 
+    def _judge_standstill(self, board: Board, joined: _Joined, known: dict[Any, int], now_ns: int) -> None:
+        """Leave to ``standstill`` those who are in no ring and wait for nobody who is dead."""
+        if self._standstill is None:
+            from concagent.standstill import Standstill  # what a program that only loads multiprocessing does not need
+
+            self._standstill = Standstill(self._publish)
+        picture = joined.picture
+        rings = [ring for ring in graph.find_rings(picture) if deadlock.ring_is_closed(picture, ring)]
+        dead = {at for at, holder in joined.holders.items() if not is_alive(holder.pid, holder.start)}
+        alive = {one for ring in rings for one in ring} | {e.actor for e in picture.requests if e.resource in dead}
+        found = self._standstill.look(
+            board, joined.said, joined.number, picture.actors, alive, known, now_ns, self._speaks_for
+        )
+        self._candidates.update(found)
+
     def _speaks_for(self, processes: Iterable[Process]) -> bool:
         """Return whether it is this process that tells; one that is stopped cannot."""
         able = [process for process in processes if process == shared.me() or not is_stopped(process[0])]
@@ -256,12 +290,14 @@ class Union:
         """Return this process's part, None if nobody here waits for something shared."""
         if not shared.has_waits() and not shared.has_file_waits():
             return None
+        from concagent import asleep
+
         at_ns = _real.monotonic_ns()  # all that is said was seen later
         picture = snapshots.take(named=False)
         cells = {cell.serial: cell for cell in shared.cells()}
         files = {wait.serial: wait.file for wait in filewaits.waits().values()}
         ours = cells.keys() | shared.ends.keys() | files.keys()
-        if not any(edge.resource in ours for edge in picture.requests):
+        if not any(edge.resource in ours or edge.resource in shared.awaited for edge in picture.requests):
             return None
         waiting = frozenset(edge.actor for edge in picture.requests)
         picture = snapshots.take(stacks=waiting, stack_limit=_STACK_LIMIT)
@@ -282,7 +318,8 @@ class Union:
         holds = [h for h in picture.assignments if h.resource in awaited and h.resource not in ours]
         holds = [h for h in holds if h.holder < state.ACTOR_SERIALS]
         waiting = frozenset(edge.actor for edge in requests)
-        named = {edge.actor for edge in requests} | {hold.holder for hold in holds}
+        said = asleep.say(picture, self._is_told)
+        named = {edge.actor for edge in requests} | {hold.holder for hold in holds} | asleep.named(said)
         main = _real.main_ident()
         main_serial = next((r.serial for r in core.records() if r.ident == main), 0)
         return Said(
@@ -295,6 +332,7 @@ class Union:
             [[e.actor, e.resource, e.since_ns, e.epoch, _site_said(e.site), e.discipline] for e in requests],
             [[h.resource, h.holder, h.since_ns, h.depth, _site_said(h.site), h.discipline] for h in holds],
             fileunion.said(picture, waiting) if files or fileholds.are_any() else None,
+            said,
         )
 
     # ------------------------------------------------------------ all together
@@ -308,7 +346,7 @@ class Union:
             if one is None:
                 continue
             names[process] = one.name
-            if process != own.process and one.requests and is_alive(*process):
+            if process != own.process and (one.requests or one.asleep) and is_alive(*process):
                 said[process] = one
         joiner = _Joiner(board, self._serials, names)
         for process in sorted(said):
@@ -337,9 +375,11 @@ class _Joiner:
         self.wants: list[Want] = []
         self.file_holds: list[FileHold] = []
         self.live: dict[Process, int] = {}
+        self.said: dict[Process, tuple[int, Any]] = {}
 
     def add(self, said: Said) -> None:
         process = said.process
+        self.said[process] = said.at_ns, said.asleep
         self.spoken_ns[process] = said.at_ns
         self.mains[process[0]] = (process, said.main)
         for serial, native_id, name, daemon, stack in said.actors:
@@ -403,18 +443,9 @@ class _Joiner:
         )
         keys = {number: int(key, 16) for number, key in self.keys.items() if isinstance(key, str)}
         unsigned = frozenset(self.unsigned)
-        return _Joined(
-            picture,
-            self.process_of,
-            self.spoken_ns,
-            self.holders,
-            self.cells,
-            keys,
-            unsigned,
-            files,
-            {want.actor: want for want in self.wants},
-            self.live,
-        )
+        maps = self.process_of, self.spoken_ns, self.holders, self.cells, keys, unsigned, files
+        wants = {want.actor: want for want in self.wants}
+        return _Joined(picture, *maps, wants, self.live, self.said, self._actor)
 
     def _hold_lock(self, number: int, key: int) -> None:
         cell = self.board.find_lock(key)
@@ -483,12 +514,13 @@ class _Joiner:
 
 def _encode(said: Said) -> bytes:
     """Return what fits into a slot: without stacks if it must be, then without those who matter least."""
-    for limit in (_STACK_LIMIT, 3, 0):
-        actors = [[*actor[:-1], actor[-1][len(actor[-1]) - limit :] if limit else []] for actor in said.actors]
-        text = json.dumps(said._replace(actors=actors)[1:], separators=(",", ":")).encode()
-        if len(text) <= PAYLOAD_LIMIT:
-            return text
-    return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[], files=None)[1:]).encode()
+    for asleep in (said.asleep, ()) if said.asleep else ((),):
+        for limit in (_STACK_LIMIT, 3, 0):
+            actors = [[*actor[:-1], actor[-1][len(actor[-1]) - limit :] if limit else []] for actor in said.actors]
+            text = json.dumps(said._replace(actors=actors, asleep=asleep)[1:], separators=(",", ":")).encode()
+            if len(text) <= PAYLOAD_LIMIT:
+                return text
+    return json.dumps(said._replace(actors=[], resources=[], requests=[], holds=[], files=None, asleep=())[1:]).encode()
 
 
 def decode(payload: bytes, process: Process) -> Said | None:

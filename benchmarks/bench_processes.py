@@ -20,6 +20,9 @@ ALONE = {
     "multiprocessing.RLock with": ("RLock", "with lock: pass"),
     "multiprocessing.BoundedSemaphore with": ("BoundedSemaphore", "with lock: pass"),
     "multiprocessing.SimpleQueue put+get": ("SimpleQueue", "lock.put(1); lock.get()"),
+    "multiprocessing.Queue put+get": ("Queue", "lock.put(1); lock.get()"),
+    "multiprocessing.JoinableQueue put+get+task_done": ("JoinableQueue", "lock.put(1); lock.get(); lock.task_done()"),
+    "multiprocessing.Event set+wait+clear": ("Event", "lock.set(); lock.wait(); lock.clear()"),
 }
 PAIR = "multiprocessing.Lock, 2 processes"
 

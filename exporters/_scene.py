@@ -60,6 +60,7 @@ KIND_WORDS: Final[Mapping[str, str]] = {
     "mp-event": "multiprocessing event",
     "mp-barrier": "multiprocessing barrier",
     "mp-queue": "multiprocessing queue",
+    "mp-manager": "multiprocessing manager",
     "asyncio-lock": "asyncio lock",
     "asyncio-semaphore": "asyncio semaphore",
     "asyncio-condition": "asyncio condition",

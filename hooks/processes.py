@@ -81,7 +81,7 @@ class Replacement:
         self._on_load = on_load
         self._finder = _Finder(self._put)
         self._patch: Patch | None = None
-        self._source: dict[str, Any] = {}  # the one, made by whoever is first
+        self._source: dict[str, Any] = {}  # made by whoever is first
 
     def apply(self) -> None:
         """Put ours in, or wait for the module."""
@@ -107,12 +107,15 @@ class Replacement:
 
     def _show(self) -> Any:
         from concagent import shared
-        from concagent.hooks import semlock
+        from concagent.hooks import mpwaits, semlock
 
-        source = semlock.SharedSource()
-        if self._source.setdefault("source", source) is source:
-            state.add_source(source)
-            shared.has_waits = source.has_waits
+        locks = semlock.SharedSource()
+        if self._source.setdefault("source", locks) is locks:
+            waits = self._source["waits"] = mpwaits.WaitSource(locks.others)
+            state.add_source(locks)
+            state.add_source(waits)  # in this order: it says what the waits that the first one shows are for
+            shared.waits = lambda: locks.marks() | waits.marks()
+            shared.has_waits = lambda: bool(shared.waits())
         return self._source["source"]
 
     def joins(self) -> bool:
@@ -126,9 +129,9 @@ class Replacement:
         """Put the original back; what was made of ours goes on as a plain one."""
         self._finder.remove()
         patch, self._patch = self._patch, None
-        source = self._source.pop("source", None)
-        if source is not None:
+        for source in self._source.values():
             state.remove_source(source)
+        self._source.clear()
         if patch is not None:
             patch.restore()
 

@@ -152,7 +152,7 @@ def _new_cell(made: Any, kind: int, maxvalue: int, name: Any, *, rebuilt: bool) 
     try:
         frame: FrameType | None = _real.getframe(2)
         target = made
-        while frame is not None and _is_library(frame):
+        while frame is not None and _is_makers(frame):
             if frame.f_code.co_name in {"__init__", "__setstate__"}:
                 target = frame.f_locals.get("self", target)
             frame = frame.f_back
@@ -167,6 +167,12 @@ def _new_cell(made: Any, kind: int, maxvalue: int, name: Any, *, rebuilt: bool) 
         state.count_error("hook", error)
         return None
     return cell
+
+
+def _is_makers(frame: FrameType) -> bool:
+    """Return whether this is code that makes locks for others: of queues, pools, managers."""
+    name = frame.f_globals.get("__name__")
+    return name == __name__ or (isinstance(name, str) and name.startswith("multiprocessing."))
 
 
 def _is_library(frame: FrameType) -> bool:
@@ -254,10 +260,14 @@ class SharedSource:
         """Return whether a thread waits for a child."""
         return bool(self._joins())
 
-    def has_waits(self) -> bool:
-        """Return whether a thread waits for a shared lock or for a child: the question before a picture is taken."""
-        waits = [record.waiting() for record in core.records()]
-        return any(wait is not None and type(wait.resource) is shared.Cell for wait in waits) or self.has_work()
+    def marks(self) -> frozenset[Any]:
+        """Return what is the same as long as the same waits for shared locks and for children last, empty without any.
+
+        That is the question before a picture is taken.
+        """
+        waits = [(record, record.waiting()) for record in core.records()]
+        locks = {(r.serial, r.epoch) for r, wait in waits if wait is not None and type(wait.resource) is shared.Cell}
+        return frozenset(locks | self._joins().items())
 
     def signature(self) -> Any:
         """Return what is the same only while nobody begins or ends a wait for a child, and shared locks keep their holders."""
@@ -316,8 +326,13 @@ class SharedSource:
                 builder.hold(AssignmentEdge(cell.serial, serial, holder.since_ns, 1, site))
                 return
         builder.put_resource(replace(resource, ended_by="any-holder"))
-        builder.add_actor(self._process(0, "other processes"))
-        builder.hold(AssignmentEdge(cell.serial, self._serial(("process", 0)), None, 1, None))
+        others = self.others()
+        builder.add_actor(others)
+        builder.hold(AssignmentEdge(cell.serial, others.serial, None, 1, None))
+
+    def others(self) -> Actor:
+        """Return the actor that stands for all other processes."""
+        return self._process(0, "other processes")
 
     def _process(self, pid: int, name: str) -> Actor:
         return Actor(self._serial(("process", pid)), "process", pid, pid or None, name, False, "live")

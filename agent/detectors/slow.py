@@ -20,6 +20,7 @@ _WAIT_ADVICE = (
     "is normal here, raise long_wait or suppress it."
 )
 _WORKERS = frozenset({"thread", "process", "task", "future"})  # whoever waits for these waits for work to be done
+_SIGNALS = frozenset({"mp-condition", "mp-event", "mp-barrier", "mp-queue", "mp-manager", "pipe"})
 _HOLD_ADVICE = "Keep the lock only for the few lines that need it; I/O and calls into other code belong outside."
 
 
@@ -41,6 +42,8 @@ def long_waits(
         held = scene.holders.get(edge.resource)
         if edge.timed or key in told or waited_ns < threshold_ns or kind in _WORKERS or not held:
             continue
+        if kind in _SIGNALS and not scene.actors[held[0].holder].pid:
+            continue  # nobody in particular
         actor = scene.actors[edge.actor]
         holder = scene.actors[held[0].holder].name
         where = f" at {short(edge.site)}" if edge.site else ""
