@@ -13,45 +13,36 @@ import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from concagent import _real, core, fileholds, filewaits, following, forks, halfloaded, state
+from concagent import _real, core, filewaits, following, forks, halfloaded, state
 from concagent.config import Config
 from concagent.delivery import CALLBACK, Delivery
 from concagent.errors import ConcagentError, ConfigError, PatchError
 from concagent.monitor import Monitor, wait_until_gone
 from concagent.openings import Openings
 from concagent.reporting import write_stderr
-from concagent.tasksource import Tasks, asyncio_is_loaded
+from concagent.tasksource import Tasks
+from concagent.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from logging import Logger
-    from types import FrameType
 
     from concagent.exporters.control import ControlServer
     from concagent.exporters.http import Endpoint
     from concagent.exporters.log import LogSink
-    from concagent.filewaits import PollSource
-    from concagent.hooks.children import ChildSource
-    from concagent.hooks.processes import Replacement
     from concagent.lastresort import LastResort
-    from concagent.leakwatch import LeakWatch
-    from concagent.loopwatch import LoopWatch
     from concagent.model import AgentStats, Finding, Report
     from concagent.picture import Picture
-    from concagent.pollwatch import PollWatch
     from concagent.reportsignal import ReportSignal
     from concagent.suppressions import Suppression
-    from concagent.union import Union
 
 # A child that calls exec has done so by then, and callbacks of `os.register_at_fork` that come after ours have run.
 FORK_SETTLE_NS: Final = 250_000_000
-REFUSED_SECONDS: Final = 0.2  # at most, for the first wait that the kernel refused to be told
 LATE_NS: Final = 100_000_000  # how long a child that was executed goes without descriptors of the agent
 
 _agent: Agent | None = None
 _early_callbacks: list[Callable[[Finding], object]] = []
 
-SCRAPE_SECONDS: Final = 1.0  # a scrape waits no longer for the figures of child processes
 REPORT_CHECK_SECONDS: Final = 2.5  # a report on a signal waits no longer for the answer whether waits are endless
 
 
@@ -170,24 +161,15 @@ class Agent:
         self.monitor = Monitor(config, _read_suppressions(config.suppressions), late=self._late)
         self._callbacks = Delivery(core.mark_agent_thread, state.count_drop, self._subscriber_failed)
         self._tasks = Tasks()
-        self._loops: LoopWatch | None = None
-        self._polls: PollSource | None = None
-        self._poll_watch: PollWatch | None = None
-        self._leaks: LeakWatch | None = None
         self._log_sink: LogSink | None = None
         self._failed_sinks: set[str] = set()
         self._undo: list[tuple[str, Callable[[], object]]] = []
         self._at_fork: list[Any] = []
+        self._watches = Watches(config, self.monitor, self.openings, self._undo, self._at_fork)
         self._endpoint: Endpoint | None = None
         self._control: ControlServer | None = None
         self._last_resort: LastResort | None = None
         self._adoption: Any = None
-        self._end_board: Callable[[], None] | None = None
-        self._union: Union | None = None
-        self._file_holders: Any = None
-        self._refused = False
-        self._children: ChildSource | None = None
-        self._processes: Replacement | None = None
         self._paused = False
         self._installed = False
 
@@ -358,9 +340,12 @@ class Agent:
 
         if self.config.metrics_port is not None:
             from concagent.exporters.http import Endpoint
+            from concagent.pages import pages
 
             address, port = self.config.metrics_address, self.config.metrics_port
-            endpoint = Endpoint(address, port, self._routes(), on_thread=core.mark_agent_thread, on_error=count_error)
+            routes, collector = pages(self)
+            self._at_fork.append(collector)
+            endpoint = Endpoint(address, port, routes, on_thread=core.mark_agent_thread, on_error=count_error)
             self._endpoint = endpoint
             self._add_service("endpoint", endpoint)
         if self.config.socket and hasattr(os, "fork"):
@@ -385,49 +370,10 @@ class Agent:
         self._undo.append((label, service.close))
         self._at_fork.append(service)
 
-    def _routes(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
-        from concagent import __version__
-        from concagent.exporters.prometheus import CONTENT_TYPE, Collector
-
-        collector = Collector(
-            self.statistics,
-            __version__,
-            on_error=lambda error: state.count_error("scrape", error),
-            children=self._statistics_of_children,
-        )
-        self._at_fork.append(collector)
-
-        def graph() -> tuple[str, bytes]:
-            from concagent.exporters.svg import snapshot_svg
-
-            picture, rings = self.monitor.report()
-            return "image/svg+xml; charset=utf-8", snapshot_svg(picture, rings=rings).encode(
-                "utf-8", "backslashreplace"
-            )
-
-        return {
-            "/metrics": lambda: (CONTENT_TYPE, collector.render()),
-            "/healthz": lambda: ("text/plain; charset=utf-8", b"ok\n"),
-            "/report": lambda: (
-                "text/plain; charset=utf-8",
-                self.render("text", "GET /report").encode("utf-8", "backslashreplace"),
-            ),
-            "/graph": graph,
-        }
-
     def _statistics_json(self) -> bytes:
         from concagent.exporters.json import statistics_to_json
 
         return statistics_to_json(self.statistics()).encode("ascii")
-
-    def _statistics_of_children(self) -> dict[int, AgentStats | None]:
-        """Return the counters of the processes below this one; None for one that does not answer."""
-        from concagent import family
-        from concagent.exporters.json import statistics_from_json
-
-        pids = family.descendants(os.getpid())
-        answers = family.ask(pids, "statistics", SCRAPE_SECONDS, core.mark_agent_thread) if pids else {}
-        return {pid: statistics_from_json(answers[pid]) if pid in answers else None for pid in pids}
 
     def _apply_patches(self) -> None:
         from concagent import exporters, hooks
@@ -469,16 +415,16 @@ class Agent:
         if "threads" in families:
             threads.add_patches(self._patches)
             frames.add_patches(self._patches)
-            self._children = children.add_patches(self._patches)
-            self._processes = processes.add_patches(self._patches, self._watch_processes)
+            self._watches.children = children.add_patches(self._patches)
+            self._watches.processes = processes.add_patches(self._patches, self._watches.watch_processes)
             pools.add_patches(self._patches)
-            self._polls = filelocks.add_patches(self._patches)
-            if self._polls is not None:
-                self.monitor.tick_hooks += [self._look_at_polls, self._look_at_files]
-                filewaits.on_refused = self._note_refused
+            self._watches.polls = filelocks.add_patches(self._patches)
+            if self._watches.polls is not None:
+                self.monitor.tick_hooks += [self._watches.look_at_polls, self._watches.look_at_files]
+                filewaits.on_refused = self._watches.note_refused
         if "files" in families and self.config.files:
             self._patches.add(*files.patches(self.openings, state.count_error, core.is_agent_thread))
-            self.monitor.tick_hooks.append(self._look_for_leaks)
+            self.monitor.tick_hooks.append(self._watches.look_for_leaks)
         if self.config.follow:
             executions.add_patches(self._patches)
         self._patches.apply()
@@ -490,106 +436,11 @@ class Agent:
             state.add_source(self._tasks)
             self._undo.append(("tasks", lambda: state.remove_source(self._tasks)))
             if self.config.loop_blocked:
-                self.monitor.tick_hooks.append(self._look_at_loops)
+                self.monitor.tick_hooks.append(self._watches.look_at_loops)
         if self._adoption is not None:
             state.untracked_locks = self._adoption.untracked
         fork.listen(self, state.count_error)
         self._undo.append(("fork hooks", lambda: fork.listen(None, state.count_error)))
-
-    def _watch_processes(self) -> None:
-        """Begin to look at all processes: the program has loaded what their locks are made of, or waits for a file."""
-        if self._union is not None:
-            return
-        from concagent import shared
-        from concagent.union import Union
-
-        def is_told(serial: int, epoch: int) -> bool:
-            return self.monitor.judge().is_told(serial, epoch)
-
-        union = self._union = Union(self.config, self.monitor.publish, self.monitor.look_later, is_told)
-
-        def look_soon() -> None:
-            state.post(state.CallEvent(union.begin))
-            self.monitor.wake()
-
-        shared.on_long_wait = look_soon
-        shared.has_file_waits = lambda: self._files_concern_others(_real.monotonic_ns())
-        self.monitor.tick_hooks.append(union.tick)
-        self._at_fork.append(union)
-        self._undo.append(("board", shared.end))
-        self._end_board = shared.end
-
-    def _look_at_files(self, now_ns: int) -> None:
-        """Begin to look at other processes when a lock on a file may be in somebody's way."""
-        if self._file_holders is None and filewaits.has_long_waits(now_ns):
-            from concagent.fileholders import HolderSource
-
-            source = self._file_holders = HolderSource()
-            state.add_source(source)
-            self._undo.append(("holders of files", lambda: state.remove_source(source)))
-        if self._files_concern_others(now_ns):
-            self._watch_processes()
-            from concagent import shared
-
-            shared.get_board()
-
-    def _files_concern_others(self, now_ns: int) -> bool:
-        """Return whether a thread waits long for a lock on a file, or waits for a child and has one."""
-        if filewaits.has_long_waits(now_ns):
-            return following.has_family()
-        if not fileholds.are_any() or self._children is None or self._processes is None:
-            return False
-        return self._children.has_work() or self._processes.joins()
-
-    def _note_refused(self, descriptor: int, frame: FrameType, shared: bool, span: tuple[int, int]) -> None:
-        """Tell of a ring of processes that the kernel refused to close; on the thread that was refused."""
-        from concagent import refusals
-
-        refusals.note(descriptor, frame, shared, span, self.monitor.publish)
-        if not self._refused:  # the process may be about to end of it
-            self._refused = True
-            self.monitor.flush(REFUSED_SECONDS)
-
-    def _end_boards(self) -> None:
-        """Remove the program's board if nobody uses it any more; children that made it may have ended without."""
-        if self._end_board is not None:
-            self._end_board()
-        elif following.had_children and following.root_pid == os.getpid() and os.path.isdir("/dev/shm"):
-            name = f"concagent-board-{os.getuid()}-{os.getpid()}-"
-            if any(each.startswith(name) for each in os.listdir("/dev/shm")):
-                from concagent import shared
-
-                shared.get_board()
-                shared.end()
-
-    def _look_at_loops(self, now_ns: int) -> None:
-        if self._loops is None and asyncio_is_loaded():
-            from concagent.loopwatch import LoopWatch
-
-            judge, config = self.monitor.judge(), self.config
-            self._loops = LoopWatch(config.loop_blocked, config.stack_depth, self.monitor.publish, judge.is_told)
-        if self._loops is not None:
-            self._loops.look(now_ns)
-
-    def _look_at_polls(self, now_ns: int) -> None:
-        if self._poll_watch is None:
-            if self._polls is None or not self._polls.is_asked():
-                return
-            from concagent.pollwatch import PollWatch
-
-            config = self.config
-            self._poll_watch = PollWatch(self._polls, config.stall_after, config.stack_depth, self.monitor.publish)
-        self._poll_watch.look(now_ns)
-
-    def _look_for_leaks(self, now_ns: int) -> None:
-        self._leak_watch().look(now_ns)
-
-    def _leak_watch(self) -> LeakWatch:
-        if self._leaks is None:
-            from concagent.leakwatch import LeakWatch
-
-            self._leaks = LeakWatch(self.openings, self.config, self.monitor.publish)
-        return self._leaks
 
     def _listen_to_signal(self) -> None:
         if self.config.report_signal == "off":
@@ -691,7 +542,7 @@ class Agent:
             self.monitor.tell_the_end,
             self._look_for_leaks_at_exit,
             core.stop,
-            self._end_boards,
+            self._watches.end_boards,
             self.openings.stop,
             lambda: self._callbacks.drain(2.0),
             *services,
@@ -703,7 +554,7 @@ class Agent:
 
     def _look_for_leaks_at_exit(self) -> None:
         if self.monitor.stop() and self._may_have_leaked():
-            self._leak_watch().look_at_exit()
+            self._watches.leak_watch().look_at_exit()
 
     def _may_have_leaked(self) -> bool:
         """Return whether anything is open or was collected unclosed: most programs end without, and look no further."""
