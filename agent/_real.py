@@ -50,6 +50,7 @@ open_file: Final = builtins.open
 fork: Final = getattr(os, "fork", None)
 sleep: Final = time.sleep
 monotonic_ns: Final = time.monotonic_ns
+thread_time_ns: Final = time.thread_time_ns
 wall_seconds: Final = time.time
 signal_signal: Final = signal.signal
 get_signal: Final = signal.getsignal

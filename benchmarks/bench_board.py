@@ -82,7 +82,7 @@ def main() -> None:
         board: Any = shared.board()
         until(lambda: sum(len(slot.payload) > 100 for slot in board.slots()) >= PROCESSES)
         rounds = report.effort.rounds(ROUNDS)
-        looker = union.Union(Config(), lambda _finding: None, lambda _when, _event: None)
+        looker = union.Union(Config(), lambda _finding: None, lambda _when, _event: None, lambda _actor, _epoch: False)
         looker.begin()
         said = next(slot.payload for slot in board.slots() if (slot.pid, slot.start) == shared.me())
         rows = {
