@@ -40,6 +40,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from concagent import _real
+from concagent.procfs import is_alive as is_alive
+from concagent.procfs import is_stopped as is_stopped
+from concagent.procfs import parent_of as parent_of
+from concagent.procfs import pid_space
+from concagent.procfs import start_time as start_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,34 +111,6 @@ class Slot(NamedTuple):
     payload: bytes
 
 
-def start_time(pid: int) -> int:
-    """Return when a process was started, in clock ticks since boot; 0 if it is gone, or ended and not yet waited for."""
-    try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ESRCH}:
-            return 0
-        raise
-    try:
-        text = os.read(descriptor, 4096)
-    except ProcessLookupError:
-        return 0
-    finally:
-        os.close(descriptor)
-    fields = text.rpartition(b")")[2].split()
-    if fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1:
-        return 0
-    return int(fields[19])
-
-
-def is_alive(pid: int, start: int) -> bool:
-    """Return whether this very process lives; one that got its number later is another.  True where it cannot be told."""
-    try:
-        return start_time(pid) == start
-    except (OSError, ValueError, IndexError):
-        return True
-
-
 def _lives(pid: int, start_bits: int) -> bool:
     """Return whether a process lives of whose start only the low bits are known."""
     try:
@@ -141,36 +118,6 @@ def _lives(pid: int, start_bits: int) -> bool:
     except (OSError, ValueError, IndexError):
         return False
     return start != 0 and start & _START_MASK == start_bits
-
-
-def is_stopped(pid: int) -> bool:
-    """Return whether a process does not run because of a signal or a debugger, so that it cannot answer."""
-    try:
-        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in {b"T", b"t"}
-    except (OSError, IndexError):
-        return True
-
-
-def parent_of(pid: int) -> int:
-    """Return the parent's number, 0 where there is none or it cannot be told."""
-    try:
-        with_name = _read(f"/proc/{pid}/stat")
-        return int(with_name.rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 4096)
-    finally:
-        os.close(descriptor)
-
-
-def pid_space() -> int:
-    """Return the identity of our PID name space."""
-    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def folders() -> list[str]:
