@@ -37,6 +37,9 @@ Process = tuple[int, int]  # pid and start time
 FILE: Final = "file"  # first word of a file's key
 _MOST_SAID: Final = 32  # holds of one process: there is not much room on the board
 _UNLOCK_DOUBT: Final = "a thread that does not wait could unlock or close the locked file, though none has so far"
+POLL_DOUBT: Final = (
+    "a thread of the ring tries again and again, and could give up at any time, though it has not so far"
+)
 _SHARED_DOUBT: Final = "the opening that has the lock is shared with pid {}, which could unlock it"
 
 
@@ -64,10 +67,11 @@ def said(picture: Snapshot, waiting: Collection[int]) -> dict[str, Any]:
     interrupted by a signal handler, or is none that Python knows.
     """
     waits = {serial: wait for serial, wait in filewaits.waits().items() if serial in waiting}
+    polls = filewaits.doubtful() & waits.keys()
     wants = []
     for serial, wait in waits.items():
         local = [held.serial for held in wait.blockers()]
-        wants.append([serial, key_of(wait.file), wait.shared, wait.span, local])
+        wants.append([serial, key_of(wait.file), wait.shared, wait.span, local, serial in polls])
     records = {record for record in core.records() if record.serial in waiting}
     frames = _real.current_frames()
     try:
@@ -76,7 +80,7 @@ def said(picture: Snapshot, waiting: Collection[int]) -> dict[str, Any]:
     finally:
         frames.clear()
     awake = [a for a in picture.actors if a.type == "thread" and a.state not in {"ended", "agent"}]
-    live = sum(actor.serial not in waiting for actor in awake) + picture.foreign_threads
+    live = sum(actor.serial not in waiting or actor.serial in polls for actor in awake) + picture.foreign_threads
     return {"wants": wants, "holds": holds, "live": live + stalls.has_signal_handlers()}
 
 
@@ -125,7 +129,11 @@ class FileHold(NamedTuple):
 
 
 class Want(NamedTuple):
-    """How a lock on a file is wanted; ``local`` are the holds of the same process that are in its way."""
+    """How a lock on a file is wanted.
+
+    ``local`` are the holds of the same process that are in its way; ``polls`` says that it is tried again and again, and may be
+    given up.
+    """
 
     process: Process
     actor: int
@@ -133,6 +141,7 @@ class Want(NamedTuple):
     shared: bool
     span: list[int] | None
     local: list[int]
+    polls: bool = False
 
 
 def choose(wants: Iterable[Want], holds: Iterable[FileHold], following: Mapping[int, int]) -> dict[int, FileHold]:

@@ -16,6 +16,7 @@ Writers    Attempts: each thread its own.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from concagent import _real, core, fileholds
@@ -159,6 +160,11 @@ class Attempts:
         """Return what no other wait of the thread has: those that the core counts are positive."""
         return -self.serial
 
+    def may_be_endless(self, now_ns: int) -> bool:
+        """Return whether it is still tried as often as ever, and nobody says that there is a time limit."""
+        usual_ns = (now_ns - self.since_ns) // self.count
+        return self.endless is None and now_ns - self.last_ns < max(2_000_000_000, 3 * usual_ns)
+
     def is_settled(self, now_ns: int) -> bool:
         """Return whether it has been tried often, and for long."""
         return self.count >= ATTEMPTS and now_ns - self.since_ns >= SETTLE_NS
@@ -167,6 +173,7 @@ class Attempts:
 _files: dict[tuple[int, int, bool], File] = {}
 _attempts: dict[Any, Attempts] = {}
 on_refused: Callable[..., None] = lambda *_: None  # noqa: E731 - told of a wait that would have closed a ring (EDEADLK)
+_all_shown_to = 0  # thread whose pictures show those who may give up, too
 _asked = False  # whether anybody has ever had to wait here
 
 
@@ -274,13 +281,10 @@ class Poll(NamedTuple):
 
 
 class PollSource:
-    """The threads that poll for a lock on a file, for snapshots (see ``state.Source``)."""
+    """The threads that poll for a lock on a file, for snapshots (see ``state.Source``).
 
-    def __init__(self) -> None:
-        """Show only those that say themselves that they never give up."""
-        self.shown: tuple[int, int] | None = (
-            None  # (thread that asks, epoch): these are shown, too, though they may be given up
-        )
+    These show only those that say themselves that they never give up, but for `all_shown`.
+    """
 
     def is_asked(self) -> bool:
         """Return whether there are attempts at all."""
@@ -300,11 +304,11 @@ class PollSource:
         if not _attempts:
             return {}
         now_ns = _real.monotonic_ns()
-        shown = self.shown[1] if self.shown is not None and self.shown[0] == _real.get_ident() else None
+        everything = _all_shown_to == _real.get_ident()
         return {
             tried.record.serial: Poll(tried, tried.wait.blocker())
             for tried in going_on(now_ns)
-            if tried.endless or tried.epoch == shown
+            if tried.endless or (everything and tried.may_be_endless(now_ns))
         }
 
     def add(self, builder: Any, one: dict[int, Poll], two: dict[int, Poll]) -> None:
@@ -375,10 +379,10 @@ def _is_there(tried: Attempts, frame: FrameType | None, now_ns: int) -> bool:
 
 
 def waits() -> dict[int, FileWait]:
-    """Return actor's serial -> the lock on a file that it waits for, attempts without a time limit included."""
+    """Return actor's serial -> the lock on a file that it waits for, attempts that have no known time limit included."""
     if not _asked:
         return {}
-    found = {tried.record.serial: tried.wait for tried in attempts() if tried.endless}
+    found = {tried.record.serial: tried.wait for tried in attempts() if tried.endless is not False}
     for record in core.records():
         wait = record.waiting()
         if wait is not None and type(wait.resource) is FileWait:
@@ -386,11 +390,27 @@ def waits() -> dict[int, FileWait]:
     return found
 
 
+@contextmanager
+def all_shown() -> Iterator[None]:
+    """Have the pictures of the calling thread show those who poll and may give up, too; for one thread at a time."""
+    global _all_shown_to
+    _all_shown_to = _real.get_ident()
+    try:
+        yield
+    finally:
+        _all_shown_to = 0
+
+
+def doubtful() -> set[int]:
+    """Return the serials of those who poll and may give up at any time."""
+    return {tried.record.serial for tried in attempts() if not tried.endless}
+
+
 def has_long_waits(now_ns: int) -> bool:
-    """Return whether a thread has waited for `SETTLE_NS`, without a time limit: the question before a picture is taken."""
+    """Return whether a thread has waited for `SETTLE_NS`, with no known time limit: the question before a picture is taken."""
     if not _asked:
         return False
-    if any(tried.endless and tried.is_settled(now_ns) for tried in attempts()):
+    if any(tried.is_settled(now_ns) and (tried.endless or tried.may_be_endless(now_ns)) for tried in attempts()):
         return True
     waiting = (record.waiting() for record in core.records())
     return any(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from concagent import _real, filewaits, graph, snapshots, state
+from concagent import filewaits, graph, snapshots, state
 from concagent.detectors import deadlock
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ class PollWatch:
                 self._ask(tried, now_ns)
                 continue
             asleep[tried.serial] = self._asleep.get(tried.serial, 0) + 1
-            recent = now_ns - tried.last_ns < max(2_000_000_000, 3 * (now_ns - tried.since_ns) // tried.count)
-            if recent and asleep[tried.serial] >= filewaits.ATTEMPTS and now_ns - tried.since_ns >= self._stall_ns:
+            if (
+                tried.may_be_endless(now_ns)
+                and asleep[tried.serial] >= filewaits.ATTEMPTS
+                and now_ns - tried.since_ns >= self._stall_ns
+            ):
                 self._suspect(tried)
         self._asleep = asleep
         if len(self._told) > _TOLD_LIMIT:
@@ -64,20 +67,13 @@ class PollWatch:
             state.post(state.RingEvent((tried.record,), (tried.epoch,), now_ns))
 
     def _suspect(self, tried: filewaits.Attempts) -> None:
-        picture = self._picture_with(tried)
+        with filewaits.all_shown():
+            picture = snapshots.take(stacks=True, stack_limit=self._stack_limit)
         ring = _ring_through(picture, tried)
         if ring is not None:
-            self._told.add(tried.serial)
+            self._told |= {one.serial for one in filewaits.attempts() if one.record.serial in ring}
             doubt = _DOUBT.format(picture.actor(tried.record.serial).name)
             self._publish(deadlock.ring_finding(picture, ring, doubt=doubt))
-
-    def _picture_with(self, tried: filewaits.Attempts) -> Snapshot:
-        """Return the full picture, these attempts among the waits."""
-        self._source.shown = (_real.get_ident(), tried.epoch)
-        try:
-            return snapshots.take(stacks=True, stack_limit=self._stack_limit)
-        finally:
-            self._source.shown = None
 
 
 def _ring_through(picture: Snapshot, tried: filewaits.Attempts) -> tuple[int, ...] | None:

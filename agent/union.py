@@ -227,6 +227,7 @@ class Union:
         del self._candidates[key]
         holds = [hold for hold, _ in files]
         doubt = fileunion.doubt_of(joined.picture, ring, holds, joined.process_of, joined.live) if holds else None
+        doubt = fileunion.POLL_DOUBT if any(want.polls for _, want in files) else doubt
         if doubt and now_ns - max(requests[serial].since_ns for serial in ring) < self._config.stall_after * 1e9:
             return
         self._told.add(key)
@@ -297,6 +298,10 @@ class Union:
         """Return this process's part, None if nobody here waits for something shared."""
         if not shared.has_waits() and not shared.has_file_waits():
             return None
+        with filewaits.all_shown():
+            return self._say()
+
+    def _say(self) -> Said | None:
         from concagent import asleep
 
         at_ns = _real.monotonic_ns()  # all that is said was seen later
@@ -417,8 +422,8 @@ class _Joiner:
 
     def _add_files(self, process: Process, files: dict[str, Any]) -> None:
         self.live[process] = files.get("live", 1)
-        for actor, key, shared_mode, span, local in files.get("wants", ()):
-            self.wants.append(Want(process, self._actor(process, actor), self._number(key), shared_mode, span, local))
+        for actor, key, *rest in files.get("wants", ()):
+            self.wants.append(Want(process, self._actor(process, actor), self._number(key), *rest))
         for serial, key, holder, *rest in files.get("holds", ()):
             self.file_holds.append(FileHold(process, serial, self._number(key), self._actor(process, holder), *rest))
 

@@ -16,7 +16,7 @@ LIMIT_SECONDS = 20.0  # several interpreters start one after the other
 METHODS = ["fork", "spawn", "forkserver"]
 # Children begin with the same first line as their parent, so they install the agent, too.
 HEAD = """
-    import fcntl, multiprocessing as mp, os, signal, subprocess, sys, threading
+    import fcntl, multiprocessing as mp, os, signal, subprocess, sys, threading, time
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock, lockf
     from scaffold import Gate, finish, pause, until
 
@@ -308,6 +308,51 @@ def test_h08_two_processes_that_poll_with_a_time_limit_are_silent(runner: Any) -
         process.join()
     """
     silent(runner, "fork", polling(MODULES["a stand-in"]), main, stall_after=1)
+
+
+def test_h08_two_processes_that_try_again_and_again_are_suspected(runner: Any) -> None:
+    """Nobody knows whether such code gives up; the silent twin does."""
+    functions = """
+    def insist(outer, inner, me):
+        with Held(outer), open(inner, "w") as file:
+            sign(me)
+            meet("1", "2")
+            while True:
+                try:
+                    flock(file, LOCK_EX | LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.03)
+    """
+    main = """
+    both = start(insist, "a", "b", "1"), start(insist, "b", "a", "2")
+    told()
+    end(*both)
+    """
+    finding = found(runner, "fork", functions, main, stall_after=2)
+    assert_ring(finding, 2, "file-lock", confidence="suspected")
+    assert "give up" in finding["reason"]
+
+
+def test_h08_two_processes_that_try_again_and_give_up_are_silent(runner: Any) -> None:
+    functions = """
+    def work(first, second, me):
+        with Held(first), open(second, "w") as file:
+            sign(me)
+            meet("1", "2")
+            for _ in range(80):
+                try:
+                    flock(file, LOCK_EX | LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.03)
+    """
+    main = """
+    both = start(work, "a", "b", "1"), start(work, "b", "a", "2")
+    for process in both:
+        process.join()
+    """
+    silent(runner, "fork", functions, main)
 
 
 def test_h08_portalocker_waits_in_the_open(runner: Any) -> None:
@@ -682,25 +727,6 @@ SOUND = {
         flock(other, LOCK_EX)
         flock(held, LOCK_UN)
         process.join()
-        """,
-    ),
-    "it tries and gives up": (
-        """
-        def work(first, second, me):
-            with Held(first), open(second, "w") as file:
-                sign(me)
-                meet("1", "2")
-                for _ in range(100):
-                    try:
-                        flock(file, LOCK_EX | LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        pause(0.03)
-        """,
-        """
-        both = start(work, "a", "b", "1"), start(work, "b", "a", "2")
-        for process in both:
-            process.join()
         """,
     ),
 }

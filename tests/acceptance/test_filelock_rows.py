@@ -186,6 +186,23 @@ def test_d04_what_could_still_end_is_suspected(runner: Any, body: str) -> None:
     assert outcome.only["reason"]
 
 
+def test_d04_two_threads_that_try_again_and_again_are_one_suspicion(runner: Any) -> None:
+    body = """
+        meeting = Meeting(2)
+        def take(first, second):
+            with open(first, "w") as one, open(second, "w") as two:
+                flock(one, LOCK_EX)
+                meeting.wait()
+                poll(two)
+        start(take, "a", "b", name="one")
+        start(take, "b", "a", name="two")
+        """
+
+    outcome = runner.hangs(program(body), stall_after=1)
+
+    assert_ring(outcome.only, "suspected", "one", "two")
+
+
 def test_d04_a_blocking_flock_that_closes_a_ring_can_be_a_victim(runner: Any) -> None:
     body = """
         import concagent

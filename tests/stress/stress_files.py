@@ -1,4 +1,4 @@
-"""Programs of 2 to 5 processes whose threads lock files in any order: ``flock`` and ``lockf``, shared or not, some bytes or all.
+"""Programs of 2 to 5 processes whose threads lock files in any order: ``flock``, ``lockf``, polling, shared or not, some bytes.
 
 What is true is known from outside: when nothing has ended for a while, those that are left wait for each other for good.  Then
 a deadlock has to be told, of nobody but them, and of each at most once; where all come to their end, nothing but what the kernel
@@ -44,6 +44,13 @@ def lock(file: Any, how: str, shared: bool, first: int) -> None:
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if how == "flock":
         fcntl.flock(file, mode)
+    elif how == "poll":
+        while True:
+            try:
+                fcntl.flock(file, mode | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02)
     elif first:
         fcntl.lockf(file, mode, 10, first)
     else:
@@ -82,7 +89,7 @@ def work(seed: int) -> None:
     plans = []
     for _ in range(chance.choice((1, 1, 2))):
         names = chance.sample([f"file{number}" for number in range(FILES)], chance.choice((1, 2, 2, 3)))
-        kinds = ["flock"] if chance.random() < 0.6 else ["flock", "lockf"]
+        kinds = chance.choice((["flock"], ["flock"], ["flock", "lockf"], ["flock", "poll"]))
         plans.append(
             [
                 (chance.random() < 0.5, name, chance.choice(kinds), chance.random() < 0.3, chance.choice((0, 0, 1, 20)))
@@ -107,7 +114,7 @@ def work(seed: int) -> None:
 
 def program(seed: int) -> None:
     import concagent
-    from concagent import state
+    from concagent import shared, state
 
     concagent.install(findings="findings", log=False, stderr=False, socket=False, stall_after=1)
     chance = random.Random(seed)
@@ -132,6 +139,11 @@ def program(seed: int) -> None:
     while left and time.monotonic() < end and not told():
         time.sleep(0.05)
     time.sleep(1.5 if left else 0.2)
+    if left and not told():  # what they said last
+        board = shared.get_board()
+        with open("board", "w") as file:
+            for slot in board.slots() if board is not None else ():
+                print(slot.pid, slot.payload.decode(), file=file)
     for pid in left:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
