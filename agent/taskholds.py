@@ -62,13 +62,13 @@ def wait_discipline(chain: list[awaits.Link]) -> str:
 
 
 def _lock_of(thing: Any) -> Any:
-    """Return the lock of a condition, anything else as it is."""
-    return getattr(thing, "_lock", thing) if type(thing).__name__ == "Condition" else thing
+    """Return the lock of a condition of asyncio, anything else as it is."""
+    return attribute_of(thing, ("_lock",)) if _is_of_asyncio(thing, "Condition") else thing
 
 
-def _is_of_asyncio(thing: Any) -> bool:
+def _is_of_asyncio(thing: Any, *kinds: str) -> bool:
     module = sys.modules.get("asyncio.locks")
-    return any(issubclass(type(thing), getattr(module, name, ())) for name in _KINDS)
+    return any(issubclass(type(thing), getattr(module, name, ())) for name in kinds or _KINDS)
 
 
 def _kept_by(manager: Any) -> Iterator[Any]:
