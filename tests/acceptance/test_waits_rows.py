@@ -901,6 +901,29 @@ def test_twin_of_the_simple_queue_an_item_ends_it_in_silence(runner: Any) -> Non
     )
 
 
+POLLS = """
+ready = threading.Event()
+def poller():
+    while not ready.wait(timeout=0.1):
+        pass
+def setter():
+    {first}
+    ready.set()
+join(run(poller, poller, setter))
+"""
+
+
+def test_f48_a_loop_that_polls_an_event_is_silent(runner: Any) -> None:
+    runner.silent(HEAD + POLLS.format(first="pause(5)"), stall_after=1)
+
+
+def test_f48_positive_twin_who_would_set_it_is_found_though_the_others_poll(runner: Any) -> None:
+    found = runner.hangs(HEAD + POLLS.format(first="threading.Event().wait()"), stall_after=1).only
+
+    assert (found["kind"], found["confidence"]) == ("stall", "proven")
+    assert [actor["name"] for actor in found["actors"] if actor["role"] == "member"] == ["setter"]
+
+
 # ---------------------------------------------------------------- F50: everybody is asleep, the main thread in Event.wait()
 
 F50 = {
