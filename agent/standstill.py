@@ -17,6 +17,7 @@ Cost       nothing beyond ``union``'s but for the census, with pauses that doubl
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -36,8 +37,10 @@ PATIENCE_NS: Final = 500_000_000
 DRAIN_NS: Final = (
     3_500_000_000  # where others may tell it first: a child that is joined and writes to a full pipe, a pool
 )
+_SHARE: Final = 200  # of the time, that is what may be spent with asking the kernel
 _LONGEST_PAUSE_NS: Final = 60_000_000_000
 _REMEMBERED: Final = 256  # ends of which it is known who is awake; beyond, they are asked for once more
+_POOL: Final = os.path.join("multiprocessing", "pool.py")
 _FIRM_KINDS: Final = frozenset({"mp-rlock"})
 _ADVICE: Final = (
     "Every process that could end these waits waits itself, or has ended. Send what is expected before waiting for the "
@@ -73,8 +76,9 @@ class Standstill:
         self._told: set[tuple[int, int]] = set()  # (actor, epoch)
         self._awake: dict[str, Process] = {}  # an end -> who has it and was awake
         self._passed_on: frozenset[tuple[int, int]] = frozenset()  # waits that another process was asked to judge
-        self._next_ns = 0
-        self._pause_ns = 0
+        self._put_off_for: frozenset[tuple[int, int]] = frozenset()  # waits that somebody could end
+        self._next_ns = self._pause_ns = 0
+        self._census_ns = 0  # before that no census, but to confirm what was found
 
     def look(
         self,
@@ -107,20 +111,22 @@ class Standstill:
         processes = {picture.process_of[one] for one in stuck}
         if not wanted or shared.me() not in processes:
             return {}
+        waiting = picture_keys(picture, stuck)
         if not speaks_for(processes):
-            waiting = picture_keys(picture, stuck)
             if waiting != self._passed_on:  # who is to tell does not know yet
                 self._passed_on = waiting
                 board.ask()
             return {}
-        if self._told >= picture_keys(picture, stuck):
+        if self._told >= waiting:
             return {}
-        first = self._key(picture, stuck) in known
-        if not first and now_ns < self._next_ns:
+        next_ns = self._next_ns if waiting == self._put_off_for else self._census_ns
+        if now_ns < next_ns and self._key(picture, stuck) not in known:
             return {}
+        began_ns = _real.thread_time_ns()
         owners = whohas.census(wanted, board.root())
+        self._census_ns = now_ns + _SHARE * (_real.thread_time_ns() - began_ns)
         if owners is None:
-            self._put_off(now_ns)
+            self._put_off(now_ns, waiting)
             return {}
         stuck = waits.stuck(lambda key: owners.get(key, {(0, 0)}))
         if len(self._awake) > _REMEMBERED:
@@ -132,10 +138,10 @@ class Standstill:
         old = _old(picture, stuck, now_ns)
         if not waits.keys_of(stuck) or old != stuck:
             if not waits.keys_of(stuck):
-                self._put_off(now_ns)
+                self._put_off(now_ns, waiting)
             return {}
         if _is_idle(picture, stuck) or self._told >= picture_keys(picture, stuck):
-            self._put_off(now_ns)
+            self._put_off(now_ns, waiting)
             return {}
         key = self._key(picture, stuck)
         first_ns = known.get(key, now_ns)
@@ -149,8 +155,11 @@ class Standstill:
     def _key(self, picture: Picture, stuck: frozenset[int]) -> Any:
         return "standstill", picture_keys(picture, stuck)
 
-    def _put_off(self, now_ns: int) -> None:
-        self._pause_ns = min(_LONGEST_PAUSE_NS, max(1_000_000_000, 2 * self._pause_ns))
+    def _put_off(self, now_ns: int, waiting: frozenset[tuple[int, int]]) -> None:
+        """Ask later about these waits, and later still if nothing comes of it then."""
+        before_ns = self._pause_ns if waiting == self._put_off_for else 0
+        self._put_off_for = waiting
+        self._pause_ns = min(_LONGEST_PAUSE_NS, max(1_000_000_000, 2 * before_ns))
         self._next_ns = now_ns + self._pause_ns
 
     def _believed(self, key: str, picture: Picture) -> set[Process]:
@@ -328,7 +337,8 @@ class _Waits:
             resource = resources[at] = self.picture.resources[at]
             waiters = {one for one in stuck if self.picture.requests[one].resource == at}
             found = self.enders(at, lambda key: owners.get(key, ())) & stuck - waiters
-            if how == "own" and resource.kind == "future":
+            if how == "own" and (resource.kind == "future" or self._is_of_pool(waiters)):
+                resource = resources[at] = replace(resource, kind="future")
                 found = {one for one in found if self._kind_of(one) == "pipe"}
             elif how == "own" or (how == "ends" and resource.kind != "pipe"):
                 found = set()
@@ -345,6 +355,11 @@ class _Waits:
         actors = {one: self.picture.actors[one] for one in stuck}
         requests = [self.picture.requests[one] for one in stuck]
         return self._snapshot(actors, requests, holds.values(), resources)
+
+    def _is_of_pool(self, waiters: Iterable[int]) -> bool:
+        """Return whether these wait for a result of a pool of multiprocessing."""
+        sites = [self.picture.requests[one].site for one in waiters]
+        return any(s is not None and s.file.endswith(_POOL) and "_handle" not in s.function for s in sites)
 
     def _kind_of(self, actor: int) -> str:
         return self.picture.resources[self.picture.requests[actor].resource].kind

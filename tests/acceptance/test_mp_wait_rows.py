@@ -246,6 +246,75 @@ def test_h07_twin_a_result_that_takes_its_time_is_silent(runner: Any, method: st
     runner.silent(program(method, POOL, RESULT_UNDER_LOCK.format(ask=ask)))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_h07_a_map_of_a_pool_awaited_under_a_lock_that_its_workers_need_is_a_deadlock(runner: Any, method: str) -> None:
+    main = """
+lock = context.Lock()
+with context.Pool(2, start, (lock,)) as pool:
+    with lock: pool.map(job, range(4))
+"""
+    outcome = runner.hangs(program(method, POOL, main))
+
+    found = outcome.only
+    assert (found["kind"], found["confidence"]) == ("deadlock", "proven")
+    assert {"future", "mp-lock"} <= kinds(found)
+
+
+def test_h07_twin_a_map_whose_workers_get_the_lock_late_is_silent(runner: Any) -> None:
+    main = """
+lock = context.Lock()
+with context.Pool(2, start, (lock,)) as pool:
+    with lock:
+        results = pool.map_async(job, range(4))
+        time.sleep(4.5)
+    print(results.get())
+"""
+    runner.silent(program("fork", POOL, main))
+
+
+NEIGHBOURS = """
+def child(left, right):
+    left.recv()
+    right.send("token")
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_h02_four_processes_that_each_wait_for_their_neighbours_message_are_a_deadlock(
+    runner: Any, method: str
+) -> None:
+    main = """
+pipes = [context.Pipe(duplex=False) for _ in range(4)]
+processes = [
+    context.Process(target=child, args=(pipes[n][0], pipes[(n + 1) % 4][1]), name=f"process {n}") for n in range(4)
+]
+for process in processes: process.start()
+for pipe in pipes:
+    for end in pipe: end.close()
+for process in processes: process.join()
+"""
+    outcome = runner.hangs(program(method, NEIGHBOURS, main))
+
+    found = outcome.only
+    assert (found["kind"], found["confidence"], found["resource_kind"]) == ("deadlock", "proven", "pipe")
+    members = {actor["name"].split(" (")[0] for actor in found["actors"] if actor["role"] == "member"}
+    assert members == {f"process {n}" for n in range(4)}
+    assert [actor["name"].split(" (")[0] for actor in found["actors"] if actor["role"] == "behind"] == ["MainProcess"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_h02_twin_a_ring_of_processes_with_a_late_token_is_silent(runner: Any, method: str) -> None:
+    main = """
+pipes = [context.Pipe(duplex=False) for _ in range(4)]
+processes = [context.Process(target=child, args=(pipes[n][0], pipes[(n + 1) % 4][1])) for n in range(4)]
+for process in processes: process.start()
+time.sleep(2.5)
+pipes[0][1].send("token")
+for process in processes: process.join()
+"""
+    runner.silent(program(method, NEIGHBOURS, main))
+
+
 # ---------------------------------------------------------------- queues
 
 QUEUES = """
