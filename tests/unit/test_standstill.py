@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from concagent import shared, standstill, whohas
+from concagent import enders, shared, standstill, whohas
 from concagent.asleep import Asleep
 from concagent.board import Holder
+from concagent.enders import Process
 from concagent.model import Actor, Finding
-from concagent.standstill import PATIENCE_NS, Process, Standstill
+from concagent.standstill import PATIENCE_NS, Standstill
 
 ONE, TWO, THREE = (101, 11), (102, 12), (103, 13)
 LATER = PATIENCE_NS + 1_000_000
@@ -51,7 +52,8 @@ class Program:
         self.daemons: set[Process] = set()
         self.standstill = Standstill(self.findings.append)
         monkeypatch.setattr(shared, "me", lambda: ONE)
-        monkeypatch.setattr(standstill, "is_alive", lambda *_: True)
+        for module in (standstill, enders):
+            monkeypatch.setattr(module, "is_alive", lambda *_: True)
         monkeypatch.setattr(shared, "site_of", lambda number: ("owned" if number else "bare", None))
         monkeypatch.setattr(whohas, "census", self.census)
 
