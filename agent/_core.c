@@ -128,7 +128,7 @@ make_core(PyObject *module)
     Py_DECREF(name);
     Py_DECREF(thread);
     if (core.allocate == NULL || make_tables() < 0 || make_types(module) < 0 || Sync_init(module) < 0 ||
-        Open_init(module) < 0) {
+        Open_init(module) < 0 || Thread_init(module) < 0) {
         return -1;
     }
     core.interpreter = PyInterpreterState_Get();

@@ -304,6 +304,11 @@ PyObject *core_sync_method(PyObject *module, PyObject *args);
 PyObject *core_configure_simple_get(PyObject *module, PyObject *args);
 PyObject *core_replace_method(PyObject *module, PyObject *args);
 
+/* _core_thread.c */
+int Thread_init(PyObject *module);
+int Thread_describe(Record *self, PyObject *ident);
+PyObject *core_configure_threads(PyObject *module, PyObject *args);
+
 /* _core_open.c */
 int Open_init(PyObject *module);
 PyObject *core_open_function(PyObject *module, PyObject *args);

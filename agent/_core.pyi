@@ -86,6 +86,25 @@ class Wait:
     token: Any
 
 def configure(describe: Any, walker: Any, allocate: Any, rlock: Any, /) -> None: ...
+
+class ThreadCell:
+    serial: int
+    kind: str
+    code: CodeType | None
+    lasti: int
+    name: str | None
+    reference: Callable[[], Any]
+    def __init__(self, thread: Any, /) -> None: ...
+
+def configure_threads(
+    cell: type[ThreadCell],
+    event: type,
+    condition: type,
+    thread: type,
+    active: dict[int, Any],
+    limbo: dict[Any, Any],
+    /,
+) -> None: ...
 def configure_sync(
     outer: dict[CodeType, str | None],
     cell_of: Callable[[Any, str], Any],

@@ -376,6 +376,7 @@ PyMethodDef core_methods[] = {
     {"replace_method", core_replace_method, METH_VARARGS,
      "Put a method into an immutable type; return the former one."},
     {"sync_method", core_sync_method, METH_VARARGS, "Return a replacement for a method of a condition or semaphore."},
+    {"configure_threads", core_configure_threads, METH_VARARGS, "Tell the core what threads are made of."},
     {"open_function", core_open_function, METH_VARARGS,
      "Return the function that stands in for `open`; None where the original is not what is known."},
     {"record_openings", core_record_openings, METH_VARARGS, "Let that function note files for a hook."},

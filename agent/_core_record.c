@@ -113,8 +113,11 @@ PyType_Spec ThreadEnd_spec = {
 
 /* Ask Python code for the thread's name; -1 if a signal handler raised meanwhile. */
 static int
-describe(Record *self)
+describe(Record *self, PyObject *ident)
 {
+    if (Thread_describe(self, ident)) {
+        return 0;
+    }
     if (core.describe == NULL || core.describe == Py_None || is_finalizing()) {
         return 0;
     }
@@ -226,13 +229,13 @@ Record_new(void)
     int gc = gc_pause(); /* a finalizer that uses a lock would make a record of its own for this thread */
     Record *self = enter_record(ident);
     gc_resume(gc);
-    Py_DECREF(ident);
-    if (self == NULL) {
-        return NULL;
+    if (self != NULL) {
+        tls_record = self;
+        /* Python code from here on; it may use locks and finds this record. */
+        self = describe(self, ident) < 0 ? NULL : self;
     }
-    tls_record = self;
-    /* Python code from here on; it may use locks and finds this record. */
-    return describe(self) < 0 ? NULL : self;
+    Py_DECREF(ident);
+    return self;
 }
 
 /* -- seen from Python -- */

@@ -94,7 +94,7 @@ learn(PyObject *cell, Record *waker)
     Py_XDECREF(known);
 }
 
-static int
+int
 has_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     if (count > 1) {
@@ -287,6 +287,7 @@ core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
         {"wait", wait_call},         {"acquire", acquire_call},
         {"release", release_call},   {"bounded_release", bounded_release_call},
         {"is_owned", is_owned_call}, {"simple_get", simple_get_call},
+        {"start", start_call},       {"join", join_call},
     };
     const char *name;
     PyObject *function, *original;
@@ -294,7 +295,8 @@ core_sync_method(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        if (strcmp(kinds[i].name, name) == 0 && lib.cell_of != NULL) {
+        if (strcmp(kinds[i].name, name) == 0 &&
+            (lib.cell_of != NULL || kinds[i].call == start_call || kinds[i].call == join_call)) {
             SyncMethod *self = (SyncMethod *)SyncMethodType->tp_alloc(SyncMethodType, 0);
             if (self != NULL) {
                 self->call = kinds[i].call;

@@ -42,6 +42,13 @@ PyObject *bounded_release_call(PyObject *callable, PyObject *const *args, size_t
 /* _core_owned.c */
 PyObject *is_owned_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
 
+/* _core_thread.c */
+PyObject *start_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
+PyObject *join_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
+
+/* Return whether the second argument, `timeout`, is given and not None. */
+int has_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names);
+
 /* _core_simplequeue.c */
 PyObject *simple_get_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names);
 

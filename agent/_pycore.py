@@ -44,6 +44,7 @@ from concagent._pyrecord import (
 )
 from concagent._pyrlock import RLock
 from concagent._pysync import (
+    ThreadCell,
     WaiterLock,
     begin_wait,
     check_wait,
@@ -70,7 +71,7 @@ _ident = _real.get_ident
 
 __all__ = [
     "INSTANTIABLE", "NAME", "ORDER_RING_SIZE", "WAIT_BUCKETS_NS", "Hold", "Links", "Lock", "LockCell", "LockClass", "RLock",
-    "SharedCell", "ThreadRecord", "Wait", "Waiter", "WaiterLock", "acquisitions", "add_transparent_file",
+    "SharedCell", "ThreadCell", "ThreadRecord", "Wait", "Waiter", "WaiterLock", "acquisitions", "add_transparent_file",
     "after_fork_in_child", "allocate_lock", "begin_wait", "cell_of", "check_wait", "classes", "collect_gone",
     "configure_not_owned", "current_record", "drain_order", "drain_uses", "end_waits", "environment",
     "find_cell", "forget_record",

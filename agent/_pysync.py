@@ -9,17 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from concagent import _real, rings
 from concagent._pybase import core, tls, uninterrupted
+from concagent._pyclass import next_serial
 from concagent._pyrecord import current_record
 from concagent._pywait import Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from concagent._pyrecord import ThreadRecord
 
 _len = len
 _allocate = _real.allocate_lock
+
+
+class ThreadCell:
+    """A thread as a resource; what it does is in a class that is derived from this one."""
+
+    __slots__ = ("code", "kind", "lasti", "name", "reference", "serial")
+
+    def __init__(self, thread: Any) -> None:
+        """Describe ``thread``, without keeping it alive."""
+        self.serial = next_serial()
+        self.kind = "thread"
+        self.code: CodeType | None = None  # where it was started
+        self.lasti = 0
+        self.name: str | None = None
+        self.reference = _real.weak_reference(thread)
 
 
 def find_cell(target: Any, name: str) -> Any:

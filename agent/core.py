@@ -78,6 +78,10 @@ RLock = implementation.RLock
 allocate_lock = implementation.allocate_lock
 INSTANTIABLE: Final = _real.INSTANTIABLE
 
+if TYPE_CHECKING:
+    from concagent._pysync import ThreadCell as ThreadCell
+else:
+    ThreadCell = implementation.ThreadCell
 current_record = implementation.current_record
 record_of_ident = implementation.record_of_ident
 records = implementation.records
@@ -154,12 +158,26 @@ def configure_sync(
         implementation.configure_sync(outer, cell_of, condition, semaphore, bounded)
 
 
+def configure_threads(cell: type, thread: type, active: dict[int, Any], limbo: dict[Any, Any]) -> None:
+    """Tell the C twin what threads are made of; to be called before `sync_method` is asked for ``start`` and ``join``.
+
+    Args:
+        cell: Derived from `ThreadCell`; `start` and ``join`` lay one into each thread.
+        thread: The library's class.
+        active: The library's dict: ident -> thread.
+        limbo: The library's dict of the threads that begin.
+    """
+    if NAME == "c":
+        implementation.configure_threads(cell, _real.Event, _real.Condition, thread, active, limbo)
+
+
 def sync_method(name: str, hook: Any) -> Any:
     """Return what does the same as ``hook`` in less time; the hook itself where the twin has nothing faster.
 
     Args:
-        name: ``wait``, ``acquire``, ``release``, ``bounded_release`` or ``is_owned``.  ``wait`` replaces the hook, ``is_owned``
-            calls it where the answer may be no, the others for what is not a plain semaphore that was used before.
+        name: ``wait``, ``acquire``, ``release``, ``bounded_release``, ``is_owned``, ``start`` or ``join``.  ``wait``,
+            ``start`` and ``join`` replace the hook, ``is_owned`` calls it where the answer may be no, the others for what is
+            not a plain semaphore that was used before.
         hook: A function made by ``functools.wraps``: the result looks like what it wraps.
     """
     if NAME != "c":

@@ -94,19 +94,10 @@ class SyncCell:
             signallers[signaller] = signallers.get(signaller, 0) + 1
 
 
-class ThreadCell:
-    """A thread as a resource: whoever joins it waits for its end."""
+class ThreadCell(core.ThreadCell):
+    """A thread as a resource: whoever joins it waits for its end.  ``code`` and ``lasti`` say where it was started."""
 
-    __slots__ = ("code", "kind", "lasti", "name", "reference", "serial")
-
-    def __init__(self, thread: Any) -> None:
-        """Describe ``thread``, without keeping it alive."""
-        self.serial = core.next_serial()
-        self.kind = "thread"
-        self.code: CodeType | None = None  # where it was started
-        self.lasti = 0
-        self.name: str | None = None
-        self.reference = _real.weak_reference(thread)
+    __slots__ = ()
 
     def record(self) -> Any:
         """Return the record of the thread, None if it has ended or has done nothing tracked yet."""

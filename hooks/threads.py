@@ -8,6 +8,9 @@ When the program's main module is over the interpreter waits for all threads tha
 ``threading._shutdown``: a wait like any other, and a program that hangs there hangs for good.  It is published by the last of
 the calls that ``threading`` makes before it: what comes before is code of the program and of pools, which runs.
 
+The functions below say what is done.  Where the C core runs, it does the same by itself (``_core_thread.c``), and has a gate
+where `_StartCondition` is: they cost as much as all the rest.
+
 Left alone  ``Thread._bootstrap`` and ``run``: nothing of ours is on the stack of a thread.
 """
 
@@ -89,7 +92,8 @@ _LOCK_METHODS = _lock_methods()
 def _leave_start_unwatched(thread: Any) -> None:
     started = thread._started
     kinds: tuple[type, type] = type(started), type(started._cond)
-    if _LOCK_METHODS and kinds == (_real.Event, _real.Condition) and not started.is_set():
+    plain = _LOCK_METHODS and kinds == (_real.Event, _real.Condition)
+    if plain and not started.is_set() and not started._cond._waiters:
         started._cond = _StartCondition(_real.allocate_lock())
 
 
@@ -135,8 +139,14 @@ def _publish_shutdown() -> None:
 
 def add_patches(patches: PatchSet) -> None:
     """Append the patches of this family."""
+    core.configure_threads(
+        state.ThreadCell,
+        threading.Thread,
+        threading._active,  # type: ignore[attr-defined]
+        threading._limbo,  # type: ignore[attr-defined]
+    )
     patches.add(
-        Patch(threading.Thread, "join", join, "threading.Thread.join"),
-        Patch(threading.Thread, "start", start, "threading.Thread.start"),
+        Patch(threading.Thread, "join", core.sync_method("join", join), "threading.Thread.join"),
+        Patch(threading.Thread, "start", core.sync_method("start", start), "threading.Thread.start"),
         Patch(threading, "_shutdown", shutdown, "threading._shutdown"),
     )
