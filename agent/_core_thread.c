@@ -7,14 +7,15 @@
  * `start` waits until the new thread says that it runs, which it always does: there is nothing to watch.  So the
  * condition in its event is exchanged for a gate, which opens once and stays open.  That is all that an event needs
  * that is set once: whoever sees the flag unset and comes to wait after it was set finds the gate open, so no lock is
- * needed around the two.  The wait itself is that of an original lock, and signals interrupt it as ever.
+ * needed around the two.  The wait itself is that of an original lock, and signals interrupt it as ever.  When the
+ * thread runs the condition is put back: no gate is left for anybody to find.
  *
  * A new thread's name is read from its `Thread` object with no Python code, if that is plain: neither `name` nor
  * `daemon` is another property than the library's.
  */
 #include "_core_sync.h"
 
-/* A thread as a resource: whoever joins it waits for its end.  The class of Python that is derived from it can do more.
+/* A thread as a resource: whoever joins it waits for its end.  What it can do is in a class of Python derived from it.
  */
 typedef struct {
     PyObject_HEAD uint64_t serial;
@@ -245,9 +246,16 @@ static PyType_Spec Gate_spec = {
 
 /* -- start -- */
 
+/* A thread's event while it has a gate; all NULL: it has none. */
+typedef struct {
+    PyObject *event;     /* owned */
+    PyObject *condition; /* owned: what the library put there */
+    Gate *gate;          /* owned */
+} Gated;
+
 /* Put a gate into the thread's event, if that is as the library makes it, unset, and nobody waits for it. */
 static void
-set_gate(PyObject *thread)
+set_gate(PyObject *thread, Gated *self)
 {
     PyObject *started = attribute(thread, s_started);
     PyObject *condition = started != NULL && Py_TYPE(started) == threads.event ? attribute(started, s_cond) : NULL;
@@ -255,10 +263,12 @@ set_gate(PyObject *thread)
     PyObject *waiters = flag == Py_False ? attribute(condition, s_waiters) : NULL;
     if (waiters != NULL && PyObject_Size(waiters) == 0) {
         PyObject *gate = Gate_new();
-        if (gate != NULL) {
-            PyObject_GenericSetAttr(started, s_cond, gate);
-            Py_DECREF(gate);
+        if (gate != NULL && PyObject_GenericSetAttr(started, s_cond, gate) == 0) {
+            self->event = Py_NewRef(started);
+            self->condition = Py_NewRef(condition);
+            self->gate = (Gate *)Py_NewRef(gate);
         }
+        Py_XDECREF(gate);
     }
     Py_XDECREF(waiters);
     Py_XDECREF(flag);
@@ -266,27 +276,68 @@ set_gate(PyObject *thread)
     Py_XDECREF(started);
 }
 
+/* Put the condition back once the thread has said that it runs: nobody needs a condition whose event is set, but
+ * somebody may look at it.  With no lock around the two, the event's flag may have been seen just before the new thread
+ * opens the gate, and has its record. */
+static int
+leave_gate(Gated *self)
+{
+    if (!self->gate->is_open) {
+        PyObject *seconds = PyFloat_FromDouble(1.0);
+        PyObject *arguments = seconds == NULL ? NULL : PyTuple_Pack(1, seconds);
+        PyObject *came = arguments == NULL ? NULL : Gate_wait(self->gate, arguments);
+        Py_XDECREF(seconds);
+        Py_XDECREF(arguments);
+        Py_XDECREF(came);
+        if (came == NULL) {
+            return -1;
+        }
+    }
+    PyObject *present = self->gate->is_open ? attribute(self->event, s_cond) : NULL;
+    int failed = present == (PyObject *)self->gate && PyObject_GenericSetAttr(self->event, s_cond, self->condition) < 0;
+    Py_XDECREF(present);
+    return failed || PyErr_Occurred() ? -1 : 0;
+}
+
+/* Remember where the thread is started from; -1 with an exception. */
+static int
+note_start(PyObject *thread)
+{
+    PyObject *cell = cell_of(thread);
+    if (cell != NULL && PyObject_TypeCheck(cell, ThreadCellType)) {
+        FramePtr frame = Frame_current(Thread_state());
+        PyCodeObject *code = frame == NULL ? NULL : Frame_code(frame);
+        ((ThreadCell *)cell)->lasti = code == NULL ? 0 : Frame_lasti(frame);
+        Py_XSETREF(((ThreadCell *)cell)->code, Py_XNewRef((PyObject *)code));
+    }
+    Py_XDECREF(cell);
+    return cell == NULL ? -1 : 0;
+}
+
 PyObject *
 start_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     SyncMethod *self = (SyncMethod *)callable;
+    Gated gated = {NULL, NULL, NULL};
     if (core.recording && threads.cell != NULL && PyVectorcall_NARGS(nargsf) > 0) {
-        PyObject *cell = cell_of(args[0]);
-        if (cell != NULL && PyObject_TypeCheck(cell, ThreadCellType)) {
-            FramePtr frame = Frame_current(Thread_state());
-            PyCodeObject *code = frame == NULL ? NULL : Frame_code(frame);
-            ((ThreadCell *)cell)->lasti = code == NULL ? 0 : Frame_lasti(frame);
-            Py_XSETREF(((ThreadCell *)cell)->code, Py_XNewRef((PyObject *)code));
-        }
-        Py_XDECREF(cell);
-        if (!PyErr_Occurred()) {
-            set_gate(args[0]);
+        if (note_start(args[0]) == 0) {
+            set_gate(args[0], &gated);
         }
         if (Error_drop_ours() < 0) {
+            Py_CLEAR(gated.event);
+            Py_CLEAR(gated.condition);
+            Py_CLEAR(gated.gate);
             return NULL;
         }
     }
-    return PyObject_Vectorcall(self->original, args, nargsf, names);
+    PyObject *result = PyObject_Vectorcall(self->original, args, nargsf, names);
+    if (result != NULL && gated.gate != NULL && leave_gate(&gated) < 0 && Error_drop_ours() < 0) {
+        Py_CLEAR(result);
+    }
+    Py_XDECREF(gated.event);
+    Py_XDECREF(gated.condition);
+    Py_XDECREF((PyObject *)gated.gate);
+    return result;
 }
 
 /* -- join -- */

@@ -240,6 +240,19 @@ def test_the_event_of_a_thread_that_runs_is_set_for_everybody(twin: str) -> None
     assert [started.wait(), started.wait(0), started.wait(1.5)] == [True] * 3
 
 
+def test_the_event_of_a_thread_that_was_started_has_its_condition(twin: str) -> None:
+    many = [threading.Thread(target=int) for _ in range(200)]
+    for thread in many:
+        thread.start()
+    for thread in many:
+        thread.join()
+
+    kinds = {type(thread._started._cond) for thread in many}  # type: ignore[attr-defined]
+    assert all(issubclass(kind, _real.Condition) for kind in kinds)
+    if twin == "c":
+        assert kinds == {_real.Condition}
+
+
 def test_a_thread_that_cannot_be_started_says_so_and_leaves_nothing_behind(
     twin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
