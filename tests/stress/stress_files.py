@@ -126,18 +126,28 @@ def program(seed: int) -> None:
             time.sleep(0.3)
             os._exit(1 if state.errors() else 0)
         pids.append(pid)
-    left, quiet_since, failed = set(pids), time.monotonic(), []
-    while left and time.monotonic() - quiet_since < QUIET_SECONDS:
-        time.sleep(0.02)
+    left, failed = set(pids), []
+
+    def look_who_ended() -> bool:
         for pid in sorted(left):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 left.discard(pid)
-                quiet_since = time.monotonic()
-                failed += [pid] if status else []
-    end = time.monotonic() + TELL_SECONDS
+                failed.extend([pid] if status else [])
+                return True
+        return False
+
+    # On a busy machine somebody may come to his end late, and whom he was in the way of after him.
+    end = time.monotonic() + QUIET_SECONDS + TELL_SECONDS
     while left and time.monotonic() < end and not told():
-        time.sleep(0.05)
+        time.sleep(0.02)
+        if look_who_ended():
+            end = time.monotonic() + QUIET_SECONDS + TELL_SECONDS
+    quiet_since = time.monotonic()
+    while left and time.monotonic() - quiet_since < QUIET_SECONDS:
+        time.sleep(0.02)
+        if look_who_ended():
+            quiet_since = time.monotonic()
     time.sleep(1.5 if left else 0.2)
     if left and not told():  # what they said last
         board = shared.get_board()
