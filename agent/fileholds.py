@@ -90,7 +90,7 @@ def note(descriptor: int, frame: FrameType, shared: bool, span: Span | None, is_
     contested = before is not None and before.hold[0] is not record and not before.hold[0].ended
     hold = (record, owner.f_code, owner.f_lasti, entered and not contested)
     now_ns, serial = _real.monotonic_ns(), core.next_serial()
-    _holds[key] = Held(hold, file, descriptor, shared, span, now_ns, serial, contested=contested)
+    _holds[key] = Held(hold, file, descriptor, shared, span, now_ns, serial, False, contested)
 
 
 def forget(descriptor: int, span: Span | None = None) -> None:
