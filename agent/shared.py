@@ -46,6 +46,7 @@ _cells: dict[int, Any] = {}  # serial -> weak reference to the object that has t
 ends: dict[int, int] = {}  # serial of a resource, the end of a child -> the child's pid
 awaited: dict[int, tuple[str, ...]] = {}  # serial of a resource -> what can end a wait for it; see ``whohas``
 _files: dict[int, str | None] = {}  # serial of a cell -> its semaphore, as in ``whohas``
+CHILD: Final = "child"  # the first word of what `waits` has of a child that is waited for
 has_waits: Callable[[], bool] = lambda: False  # noqa: E731 - whether a thread waits for any of this
 has_file_waits: Callable[[], bool] = lambda: False  # noqa: E731 - the same for locks on files
 waits: Callable[[], frozenset[Any]] = frozenset  # what is the same as long as the same threads wait for any of this
@@ -198,6 +199,19 @@ def get_board() -> Board | None:
         except (OSError, ValueError, IndexError, ImportError) as error:
             state.count_error("board", error)
             state.post(state.CallEvent(_say_so))
+    return _board
+
+
+def find_board() -> Board | None:
+    """Return the program's board if it is in use here, or another process has made it meanwhile."""
+    if _board is None and not _looked and sys.platform.startswith("linux"):
+        try:
+            root = _root()
+            if not any(os.path.exists(path_in(folder, *root)) for folder in folders()):
+                return None
+        except (OSError, ValueError, IndexError):
+            return None
+        return get_board()
     return _board
 
 

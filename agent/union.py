@@ -145,8 +145,9 @@ class Union:
         lasting = bool(waits) and waits == self._waits and waits != self._looked
         self._waits = waits
         board = shared.board()
-        if board is None and lasting:
-            board = shared.get_board()  # without any shared lock: pipes
+        if board is None and waits:  # without any shared lock: who only waits for children makes none
+            is_more = lasting and any(kind != shared.CHILD for kind, *_ in waits)
+            board = shared.get_board() if is_more else shared.find_board()
         if board is None:
             return
         asked = board.asked()

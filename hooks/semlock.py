@@ -267,7 +267,8 @@ class SharedSource:
         """
         waits = [(record, record.waiting()) for record in core.records()]
         locks = {(r.serial, r.epoch) for r, wait in waits if wait is not None and type(wait.resource) is shared.Cell}
-        return frozenset(locks | self._joins().items())
+        joins = {(shared.CHILD, serial, pid) for serial, (pid, _) in self._joins().items()}
+        return frozenset(joins) | locks
 
     def signature(self) -> Any:
         """Return what is the same only while nobody begins or ends a wait for a child, and shared locks keep their holders."""
