@@ -131,6 +131,30 @@ def test_h01_twin_as_long_as_somebody_could_write_nothing_is_said(runner: Any, s
     assert child.end().findings == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_h01_a_child_joined_before_it_gets_the_message_that_it_waits_for_is_a_deadlock(
+    runner: Any, method: str
+) -> None:
+    main = BOTH_RECEIVE.format(before="process.join()")
+    outcome = runner.hangs(program(method, ASK, main))
+
+    found = outcome.only
+    assert (found["kind"], found["confidence"]) == ("deadlock", "proven")
+    assert waits_for(found) == {"MainProcess": "process", "child": "pipe"}
+
+
+def test_who_only_waits_for_a_child_makes_no_board(runner: Any) -> None:
+    child = """
+def child():
+    time.sleep(2.5)
+    print([name for name in os.listdir("/dev/shm") if f"-{os.getppid()}-" in name])
+"""
+    main = "process = context.Process(target=child)\nprocess.start()\nprocess.join()"
+    outcome = runner.silent(program("fork", child, main))
+
+    assert outcome.stdout.startswith("[]")
+
+
 FLOOD = """
 def child(connection):
     for _ in range(40):
