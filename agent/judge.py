@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from concagent import _real, contexts, core, forks, graph, recovery, snapshots, state, suppressions
+from concagent import _real, contexts, core, forks, graph, orphans, recovery, snapshots, state, suppressions
 from concagent.detectors import context, deadlock, forked, misuse, slow
 from concagent.errors import DeadlockError
 from concagent.lockorder import LockOrderGraph
 from concagent.model import serial_of
-from concagent.orphans import GRACE_NS, HAND_OVER_NS, Orphans, habit_of
+from concagent.orphans import Orphans, habit_of
 from concagent.stalls import CONFIRM_NS, ResidueLook, Stalls, epochs_of, has_signal_handlers, with_handlers
 from concagent.told import Told
 
@@ -123,12 +123,13 @@ class Judge:
         elif isinstance(event, state.LastLook):
             self._foretell(last=True)
         elif isinstance(event, state.OrphanEvent):
-            for patience_ns in (GRACE_NS, HAND_OVER_NS):
+            for patience_ns in (orphans.GRACE_NS, orphans.HAND_OVER_NS):
                 self._look_later(event.time_ns + patience_ns, event)
         elif isinstance(event, state.MisuseEvent):
             if event.detail == "exit-held":
                 habit = habit_of(event.cell, event.hold)
-                patience_ns = 0 if habit == "owned" else GRACE_NS if habit in {"finally", "later"} else HAND_OVER_NS
+                grace_ns = orphans.GRACE_NS if habit in {"finally", "later"} else orphans.HAND_OVER_NS
+                patience_ns = 0 if habit == "owned" else grace_ns
                 if habit != "try":  # a flag that was raised stays up
                     self._look_later(event.time_ns + patience_ns, event)
             elif event.detail == "destroy-held" and habit_of(event.cell, event.hold) == "try":

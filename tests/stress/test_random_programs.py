@@ -359,9 +359,9 @@ def _has_more(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 def run(seeds: range) -> int:
     """Run programs in this process; see `run_batch`."""
     import concagent
-    from concagent import judge
+    from concagent import orphans
 
-    judge.GRACE_NS = judge.HAND_OVER_NS = 0  # nothing is handed over after a thread's end here
+    orphans.GRACE_NS = orphans.HAND_OVER_NS = 0  # nothing is handed over after a thread's end here
     agent = concagent.install(log=False, long_wait=0, long_hold=0, socket=False, report_signal="off", files=False)
     return run_batch(seeds, lambda seed: check(agent, make_program(seed)), show)
 

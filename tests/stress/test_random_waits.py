@@ -501,10 +501,10 @@ class Check:
 def run(seeds: range) -> int:
     """Check programs in this process; see `run_batch`."""
     import concagent
-    from concagent import core, judge
+    from concagent import core, orphans
 
-    judge.GRACE_NS = 0
-    judge.HAND_OVER_NS = FAR_NS  # who took a lock bare, and has ended, may have meant another thread to release it
+    orphans.GRACE_NS = 0
+    orphans.HAND_OVER_NS = FAR_NS  # who took a lock bare, and has ended, may have meant another thread to release it
     make_joins_wakeable()
     threading._time = queue.time = _clock  # type: ignore[attr-defined]
     agent = concagent.install(log=False, long_wait=0, long_hold=0, socket=False, report_signal="off", files=False)
