@@ -2,7 +2,7 @@
 #
 #     make demo          the agent on a real program that really deadlocks
 #     make test          all tests that need no other program
-#     make test-python-core  the same programs on the Python core, where the C core is built
+#     make test-python-core  the contract and the random programs on the Python core, where the C core is built
 #     make lint          ruff, mypy --strict, C warnings as errors
 #     make test-servers  the tests that need a real Prometheus, Alertmanager, Redis, gunicorn under load ...
 #     make matrix        unit, contract and acceptance tests on the other interpreters
@@ -14,8 +14,8 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Four processes, also on two cores: the acceptance tests spend their time waiting for child processes.
-WORKERS ?= 4
+# Six processes, also on two cores: the acceptance tests spend their time waiting for child processes.
+WORKERS ?= 6
 PYTEST_ARGS ?=
 QUICK := tests/unit tests/contract tests/acceptance
 # No clock, no state, no I/O: nothing in them may go untested.
@@ -34,10 +34,11 @@ test:
 	@.ci/venv $(VENV) -e '.[test]'
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m 'not server' $(PYTEST_ARGS) $(ALL)
 
-# `make test` runs on the C core where there is a compiler; the twin must pass the same.
+# `make test` runs on the C core where there is a compiler; the twin must pass the same contract and the same random programs.
+# The acceptance tests are not among them: they start their programs with the core that a user would get.
 test-python-core:
 	@.ci/venv $(VENV) -e '.[test]'
-	CONCAGENT_CORE=python $(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/contract tests/acceptance tests/integration/test_random_programs.py
+	CONCAGENT_CORE=python $(BIN)/pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/contract tests/integration/test_random_programs.py
 
 test-servers:
 	@.ci/venv $(VENV) -e '.[test,servers]' || { \
